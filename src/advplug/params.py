@@ -1,0 +1,212 @@
+"""Typed parameters, read from a factory's signature: one source for parsing, validation and help.
+
+A factory declares a parameter as `steps: Annotated[int, Param("gradient steps", ge=1)] = 10`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+from advplug.errors import PluginError, UsageError, did_you_mean
+from advplug.parse import Reference, Stack, VictimRef, parse_stack, parse_victim
+
+REQUIRED: Any = inspect.Parameter.empty
+_KINDS: dict[Any, str] = {
+    bool: "bool",
+    int: "int",
+    float: "float",
+    Fraction: "fraction",
+    str: "str",
+    Path: "path",
+    Stack: "stack",
+    VictimRef: "victim",
+}
+_TRUE = {"true", "yes", "on", "1"}
+_FALSE = {"false", "no", "off", "0"}
+
+
+@dataclass(frozen=True)
+class Param:
+    """What an annotation cannot say of a parameter: help, bounds, and whether it needs no key.
+
+    A positional parameter is the value that follows the name at once: `folder:PATH`.
+    """
+
+    help: str = ""
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    positional: bool = False
+
+
+@dataclass(frozen=True)
+class ParamSpec:
+    """One parameter of a plugin: `kind` is bool, int, float, fraction, str, path, floats, stack or victim."""
+
+    name: str
+    kind: str
+    default: Any = REQUIRED
+    info: Param = Param()
+    choices: tuple[str, ...] = ()
+    optional: bool = False
+
+    @property
+    def required(self) -> bool:
+        return self.default is REQUIRED
+
+    def describe(self) -> dict[str, Any]:
+        """A JSON-ready description, as `advplug list --json` prints it."""
+        bounds = {k: getattr(self.info, k) for k in ("ge", "gt", "le", "lt") if getattr(self.info, k) is not None}
+        return {
+            "name": self.name,
+            "type": self.kind,
+            "required": self.required,
+            "default": None if self.required else plain(self.default),
+            "choices": list(self.choices),
+            "bounds": bounds,
+            "help": self.info.help,
+        }
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it: fractions and references in their exact text form."""
+    if isinstance(value, bool | int | float | str) or value is None:
+        return value
+    if isinstance(value, tuple | list):
+        return [plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    return str(value)
+
+
+def params_of(factory: Callable[..., Any], skip: frozenset[str] = frozenset()) -> tuple[ParamSpec, ...]:
+    """The parameters of `factory`, in the order of its signature.
+
+    Raises PluginError where an annotation is of no supported type.
+    """
+    signature = inspect.signature(factory, eval_str=True)
+    return tuple(_param_spec(p, factory) for p in signature.parameters.values() if p.name not in skip)
+
+
+def _param_spec(parameter: inspect.Parameter, factory: Callable[..., Any]) -> ParamSpec:
+    annotation, info, choices, optional = parameter.annotation, Param(), (), False
+    if typing.get_origin(annotation) is typing.Annotated:
+        annotation, *extra = typing.get_args(annotation)
+        info = next((e for e in extra if isinstance(e, Param)), info)
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        members = [a for a in typing.get_args(annotation) if a is not type(None)]
+        optional = len(members) < len(typing.get_args(annotation))
+        annotation = members[0] if len(members) == 1 else annotation
+    if typing.get_origin(annotation) is Literal:
+        choices, annotation = tuple(str(c) for c in typing.get_args(annotation)), str
+    kind = "floats" if annotation == tuple[float, ...] else _KINDS.get(annotation)
+    if kind is None:
+        where = f"{factory.__module__}:{factory.__qualname__}"
+        raise PluginError(f"{where}: parameter '{parameter.name}' has the unsupported type {annotation!r}")
+    return ParamSpec(parameter.name.rstrip("_"), kind, parameter.default, info, choices, optional)
+
+
+def bind(specs: tuple[ParamSpec, ...], reference: Reference, what: str) -> dict[str, Any]:
+    """Checks and converts the parameters of `reference`; defaults fill what is not given.
+
+    `what` names the thing in errors (`attack 'pgd'`). Raises UsageError for an unknown, missing or
+    repeated parameter and for a value of the wrong type or out of bounds.
+    """
+    known = {s.name: s for s in specs}
+    given: dict[str, str] = {}
+    for key, text in reference.params:
+        if key == "":
+            name = next((s.name for s in specs if s.info.positional), None)
+            if name is None:
+                hint = f"write {reference.name}:KEY=VALUE" if specs else "it takes no parameters"
+                raise UsageError(f"{what} takes no bare value, got '{text}'; {hint}")
+        else:
+            name = key.replace("-", "_") if key.replace("-", "_") in known else key
+        if name not in known:
+            listing = f"it takes {', '.join(known)}" if known else "it takes no parameters"
+            raise UsageError(f"{what} has no parameter '{key}'{did_you_mean(key, known) or '; ' + listing}")
+        if name in given:
+            raise UsageError(f"{what}: parameter '{name}' is given twice")
+        given[name] = text
+    bound = {}
+    for spec in specs:
+        if spec.name in given:
+            bound[spec.name] = convert(spec, given[spec.name], what)
+        elif spec.required:
+            form = f"{reference.name}:{spec.name.upper()}" if spec.info.positional else f"{spec.name}=VALUE"
+            raise UsageError(f"{what} needs its parameter '{spec.name}': write {form}")
+        else:
+            bound[spec.name] = spec.default
+    return bound
+
+
+def convert(spec: ParamSpec, text: str, what: str) -> Any:
+    """The typed value of `text`, within the bounds of `spec`."""
+    if spec.optional and text.lower() in {"none", "null"}:
+        return None
+    try:
+        value = _CONVERTERS[spec.kind](text)
+    except (ValueError, ZeroDivisionError, OverflowError):
+        wanted = {"int": "a whole number", "float": "a number", "fraction": "a number or fraction",
+                  "bool": "true or false", "floats": "numbers separated by ':'"}.get(spec.kind, spec.kind)  # fmt: skip
+        raise UsageError(f"{what}: {spec.name} takes {wanted}, got '{text}'") from None
+    if spec.choices and value not in spec.choices:
+        hint = did_you_mean(value, spec.choices) or f"; choose from {', '.join(spec.choices)}"
+        raise UsageError(f"{what}: {spec.name} cannot be '{text}'{hint}")
+    _check_bounds(spec, value, text, what)
+    return value
+
+
+def _check_bounds(spec: ParamSpec, value: Any, text: str, what: str) -> None:
+    if isinstance(value, str | Path | Stack | VictimRef | bool):
+        return
+    info = spec.info
+    for v in value if isinstance(value, tuple) else (value,):
+        for bound, sign, ok in (
+            (info.ge, ">=", info.ge is None or v >= info.ge),
+            (info.gt, ">", info.gt is None or v > info.gt),
+            (info.le, "<=", info.le is None or v <= info.le),
+            (info.lt, "<", info.lt is None or v < info.lt),
+        ):
+            if not ok:
+                raise UsageError(f"{what}: {spec.name} must be {sign} {bound:g}, got {text}")
+
+
+def _number(text: str) -> float:
+    value = float(Fraction(text)) if "/" in text else float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def _fraction(text: str) -> Fraction:
+    numerator, _, denominator = text.partition("/")
+    return Fraction(numerator.strip()) / Fraction(denominator.strip() or 1)
+
+
+def _bool(text: str) -> bool:
+    if text.lower() in _TRUE | _FALSE:
+        return text.lower() in _TRUE
+    raise ValueError(text)
+
+
+_CONVERTERS: dict[str, Callable[[str], Any]] = {
+    "bool": _bool,
+    "int": int,
+    "float": _number,
+    "fraction": _fraction,
+    "str": str,
+    "path": lambda text: Path(text).expanduser(),
+    "floats": lambda text: tuple(_number(t) for t in text.replace(";", ":").split(":")),
+    "stack": parse_stack,
+    "victim": parse_victim,
+}

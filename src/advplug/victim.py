@@ -1,0 +1,129 @@
+"""A model with its wraps, as it is attacked and as it is judged; counts the images that pass through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from advplug.contracts import Decision, Gradient, Wrap
+from advplug.rng import Stream
+
+_WEAKEST = (Gradient.EXACT, Gradient.BPDA, Gradient.NONE)
+
+
+@dataclass
+class Passes:
+    """Images sent forward, and backward to the input."""
+
+    forward: int = 0
+    backward: int = 0
+
+
+@dataclass
+class Victim:
+    """`module` maps pixels (B, C, H, W) in [0, 1] to logits (B, K); `wraps` stand around it, inside out.
+
+    `attacked` is what an attacker differentiates: each wrap's declared stand-in number `view`, or the
+    wrap itself where it is differentiable. `logits` and `decide` are the deployed system. Both draw
+    fresh randomness on each call, from streams of their own. `run_attack_pass`, where the attack engine
+    sets it, stands in for the module in attack passes (reduced precision, compiled).
+    """
+
+    module: nn.Module
+    classes: int
+    wraps: tuple[Wrap, ...] = ()
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    stream: Stream = field(default_factory=lambda: Stream(0, "victim"))
+    passes: Passes = field(default_factory=Passes)
+    batch_dependent: bool = False
+    run_attack_pass: Callable[[Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        self._attack_noise = self.stream.generator("attack", device=self.device)
+        self._decision_noise = self.stream.generator("decide", device=self.device)
+
+    @property
+    def gradient(self) -> Gradient:
+        """How gradients pass: the weakest of the wraps."""
+        return max((w.gradient for w in self.wraps), key=_WEAKEST.index, default=Gradient.EXACT)
+
+    @property
+    def stochastic(self) -> bool:
+        return any(w.stochastic for w in self.wraps)
+
+    @property
+    def draws(self) -> int:
+        """How many samples an attacker has to average over."""
+        return max((w.draws for w in self.wraps if w.stochastic), default=1)
+
+    @property
+    def views(self) -> int:
+        """How many differentiable stand-ins there are to attack; they combine index by index."""
+        return max((len(w.surrogates) for w in self.wraps), default=1) or 1
+
+    @property
+    def bare(self) -> Victim:
+        """The same weights without the wraps."""
+        return Victim(self.module, self.classes, (), self.device, self.stream, self.passes, self.batch_dependent)
+
+    def reseed(self, *names: object) -> None:
+        """Starts the victim's randomness anew: what it draws next depends on the run's seed and `names` only."""
+        self._attack_noise = self.stream.generator("attack", *names, device=self.device)
+        self._decision_noise = self.stream.generator("decide", *names, device=self.device)
+
+    def attacked(self, x: Tensor, view: int = 0) -> Tensor:
+        """Differentiable logits (B, K) as the attacker sees them."""
+        self.passes.forward += len(x)
+        parts: list[Callable[..., Tensor]] = [
+            w.surrogates[min(view, len(w.surrogates) - 1)] if w.surrogates else w.forward for w in self.wraps
+        ]
+        return _chain(self.run_attack_pass or self.module, parts, self._attack_noise)(x)
+
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> Tensor:
+        """The deployed system's logits (B, K), in float32 (float64 for float64 input)."""
+        self.passes.forward += len(x)
+        return _chain(self.module, [w.forward for w in self.wraps], self._decision_noise)(x)
+
+    @torch.no_grad()
+    def decide(self, x: Tensor) -> Decision:
+        """What the deployed system answers; NaN scores answer -1, which is never right."""
+        scores = self.logits(x)
+        label = scores.argmax(1)
+        label = torch.where(scores.isfinite().all(1), label, torch.full_like(label, -1))
+        accepted = torch.ones_like(label, dtype=torch.bool)
+        for wrap in self.wraps:
+            if wrap.accepts is not None:
+                accepted &= wrap.accepts(x, scores)
+        return Decision(label, accepted, scores)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Evaluation mode and no parameter gradients inside; every module's mode and flag as before afterwards."""
+        modes = [(m, m.training) for m in self.module.modules()]
+        flags = [(p, p.requires_grad) for p in self.module.parameters()]
+        try:
+            self.module.eval()
+            for parameter, _ in flags:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+
+
+def _chain(
+    model: Callable[[Tensor], Tensor], parts: Sequence[Callable[..., Tensor]], noise: torch.Generator
+) -> Callable[[Tensor], Tensor]:
+    def around(inner: Callable[[Tensor], Tensor], part: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda x: part(inner, x, noise)
+
+    for part in parts:
+        model = around(model, part)
+    return model
