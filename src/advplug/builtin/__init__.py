@@ -1,0 +1,41 @@
+"""The built-in plugins, registered through the hooks that every plugin uses. Importing it imports no torch."""
+
+from __future__ import annotations
+
+from advplug.contracts import Spec
+from advplug.hooks import hookimpl
+
+
+@hookimpl
+def advplug_attacks() -> list[Spec]:
+    from advplug.builtin import gradient, noise
+
+    return [*gradient.ATTACKS, *noise.ATTACKS]
+
+
+@hookimpl
+def advplug_defenses() -> list[Spec]:
+    from advplug.builtin import prune
+
+    return prune.DEFENSES
+
+
+@hookimpl
+def advplug_models() -> list[Spec]:
+    from advplug.builtin import models
+
+    return models.MODELS
+
+
+@hookimpl
+def advplug_datasets() -> list[Spec]:
+    from advplug.builtin import datasets
+
+    return datasets.DATASETS
+
+
+@hookimpl
+def advplug_metrics() -> list[Spec]:
+    from advplug.builtin import metrics
+
+    return metrics.METRICS

@@ -1,0 +1,5 @@
+"""Being written."""
+
+from advplug.contracts import Spec
+
+ATTACKS: list[Spec] = []
