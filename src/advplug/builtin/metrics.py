@@ -1,0 +1,93 @@
+"""The figures every cell is reported with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from advplug.contracts import MetricCaps, Spec
+from advplug.estimate import Estimate, median, rate
+from advplug.evidence import Array, Evidence, worst_case
+
+Values = Mapping[str, Estimate | None]
+
+
+def share(bits: Array) -> Estimate | None:
+    """The mean of (n, d) bits with a Wilson interval over images; the spread is over the d draws."""
+    per_image = bits.mean(axis=1)
+    spread = float(bits.mean(axis=0).std(ddof=1)) if bits.shape[1] > 1 and len(bits) else None
+    return rate(float(per_image.sum()), len(per_image), spread)
+
+
+def accuracy() -> Callable[[Evidence], Values]:
+    """Clean accuracy, and robust accuracy by where the attack was crafted."""
+
+    def measure(evidence: Evidence) -> Values:
+        def robust(success: Array | None) -> Estimate | None:
+            return None if success is None else share(evidence.robust(success))
+
+        return {
+            "clean_accuracy": share(evidence.clean),
+            "robust_accuracy": share(worst_case(evidence.robust_by_origin())),
+            "static_robust_accuracy": robust(evidence.static),
+            "bare_robust_accuracy": robust(evidence.bare),
+            "adaptive_robust_accuracy": robust(evidence.adaptive),
+            "robust_accuracy_8bit": robust(evidence.rounded),
+        }
+
+    return measure
+
+
+def attack_success() -> Callable[[Evidence], Values]:
+    """Attack success rate over the images that were right and not yet the target."""
+
+    def measure(evidence: Evidence) -> Values:
+        broken = ~worst_case(evidence.robust_by_origin())
+        return {"attack_success_rate": share(broken[evidence.attacked])}
+
+    return measure
+
+
+def distance() -> Callable[[Evidence], Values]:
+    """Median size of the successful perturbations, in L2 and L-inf (pixel units)."""
+
+    def measure(evidence: Evidence) -> Values:
+        broken = evidence.attacked & (evidence.adaptive.mean(axis=1) >= 0.5)
+        return {
+            f"{norm}_median": None if sizes is None else median(np.asarray(sizes[broken]))
+            for norm, sizes in (("l2", evidence.l2), ("linf", evidence.linf))
+        }
+
+    return measure
+
+
+METRICS = [
+    Spec(
+        "accuracy",
+        "advplug.builtin.metrics:accuracy",
+        MetricCaps(
+            (
+                "clean_accuracy",
+                "robust_accuracy",
+                "static_robust_accuracy",
+                "bare_robust_accuracy",
+                "adaptive_robust_accuracy",
+                "robust_accuracy_8bit",
+            )
+        ),
+        "clean and robust accuracy: worst case, static, bare, adaptive, after 8-bit rounding",
+    ),
+    Spec(
+        "attack-success",
+        "advplug.builtin.metrics:attack_success",
+        MetricCaps(("attack_success_rate",)),
+        "share of the correctly classified images that the attack breaks",
+    ),
+    Spec(
+        "distance",
+        "advplug.builtin.metrics:distance",
+        MetricCaps(("l2_median", "linf_median")),
+        "median L2 and L-inf size of the successful perturbations",
+    ),
+]

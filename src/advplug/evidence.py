@@ -1,0 +1,93 @@
+"""What was observed of one cell, image by image; everything that is reported is computed from this."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Per-image facts of one victim under one attack at one budget.
+
+    `n` images, `d` fresh decisions of each (1 for a deterministic victim):
+    index, y (n,): position in the dataset and true label; clean (n, d): accepted and right without attack;
+    attacked (n,): right on the clean image and, for targeted goals, not the target already;
+    adaptive, static, bare (n, d): the attack's success, by where it was crafted (DESIGN: through the wraps'
+    declared gradients, on the undefended baseline, on the defended weights without wraps); rounded (n, d):
+    the adaptive images after rounding to 8 bits; linf, l2 (n,): distances of the adaptive images;
+    steps, zero_gradient, nonfinite, queries (n,) and any_iterate, final_iterate (n,): the attack's own trace, where
+    it gave one; violations: images outside the perturbation set, by at most `worst_violation`.
+    """
+
+    index: Array
+    y: Array
+    clean: Array
+    attacked: Array
+    adaptive: Array
+    static: Array | None = None
+    bare: Array | None = None
+    rounded: Array | None = None
+    linf: Array | None = None
+    l2: Array | None = None
+    steps: Array | None = None
+    zero_gradient: Array | None = None
+    nonfinite: Array | None = None
+    queries: Array | None = None
+    any_iterate: Array | None = None
+    final_iterate: Array | None = None
+    violations: int = 0
+    worst_violation: float = 0.0
+
+    @property
+    def n(self) -> int:
+        return len(self.y)
+
+    @property
+    def draws(self) -> int:
+        return int(self.clean.shape[1])
+
+    def robust(self, success: Array) -> Array:
+        """(n, d): right on the clean image and not broken."""
+        return np.where(self.attacked[:, None], ~success.astype(bool), self.clean)
+
+    def robust_by_origin(self) -> list[Array]:
+        """One (n, d) array for each place the attack was crafted at."""
+        return [self.robust(s) for s in (self.adaptive, self.static, self.bare) if s is not None]
+
+    def rows(self, picked: Array) -> Evidence:
+        """The images at `picked`."""
+        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v[picked] for k, v in arrays.items() if isinstance(v, np.ndarray)})
+
+    def to_bytes(self) -> bytes:
+        """A compressed, pickle-free archive."""
+        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **{k: np.asarray(v) for k, v in arrays.items() if v is not None})
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Evidence:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            values = {k: archive[k] for k in archive.files}
+        return cls(**{k: v.item() if v.ndim == 0 else v for k, v in values.items()})
+
+
+def worst_case(robust: Sequence[Array]) -> Array:
+    """The per-image worst of several (n, d) arrays, as (n, d').
+
+    For a randomised victim the worst is chosen on half of the draws and reported on the other half, so
+    that picking the unluckiest draw does not count as an attack.
+    """
+    stacked = np.stack([np.asarray(r, dtype=bool) for r in robust])
+    if stacked.shape[2] == 1 or len(stacked) == 1:
+        return np.asarray(stacked.min(axis=0) if stacked.shape[2] == 1 else stacked[0])
+    choice = stacked[:, :, 0::2].mean(axis=2).argmin(axis=0)
+    return np.asarray(stacked[choice, np.arange(stacked.shape[1])][:, 1::2])

@@ -1,0 +1,338 @@
+"""Axes to sweeps: which victim meets which attack at which budgets, and which meetings make no sense.
+
+Pure and torch-free: `--dry-run` is this module and nothing else.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
+from typing import Any
+
+from advplug.budgets import Budget, customary, parse_budget, resolve
+from advplug.contracts import (
+    Access,
+    AttackCaps,
+    DatasetInfo,
+    DefenseCaps,
+    Goal,
+    Gradient,
+    Norm,
+    Targeted,
+    Untargeted,
+    VictimRef,
+)
+from advplug.errors import UsageError, did_you_mean
+from advplug.keys import SCHEMA, digest
+from advplug.params import plain
+from advplug.parse import Reference, Stack
+from advplug.registry import Entry, Registry
+
+THREAT_KEYS = ("eps", "norm", "target")
+"""Keys of an attack reference that describe the threat, not the attack."""
+TARGETS = ("next", "random", "least-likely")
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A plugin with checked parameters, or an object of the user's own.
+
+    `label` is how it was written, `recipe` everything that its behaviour depends on.
+    """
+
+    label: str
+    recipe: Mapping[str, Any]
+    caps: Any
+    value: Any = None
+    entry: Entry | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    def make(self, **resolved: Any) -> Any:
+        """The thing itself: the user's object, or what the plugin's factory returns."""
+        if self.entry is None:
+            return self.value
+        return self.value if self.value is not None and not resolved else self.entry.make(self.params, **resolved)
+
+    @cached_property
+    def needs(self) -> Mapping[str, VictimRef]:
+        return self.entry.needs(self.params) if self.entry else {}
+
+
+def bind(registry: Registry, kind: str, reference: Reference) -> Bound:
+    """Looks `reference` up and checks its parameters. Raises UsageError."""
+    entry = registry.get(kind, reference.name)
+    params = entry.bind(reference)
+    recipe = {"name": entry.name, "plugin": str(entry.source), "params": plain(params)}
+    value = entry.make(params) if kind in ("dataset", "model") else None
+    return Bound(str(reference), recipe, entry.spec.caps, value, entry, params)
+
+
+@dataclass(frozen=True)
+class VictimPlan:
+    """A dataset, a model for it, and the defenses around it, with the seed it is trained under."""
+
+    dataset: Bound
+    model: Bound
+    defense: tuple[Bound, ...]
+    seed: int
+
+    @property
+    def defense_label(self) -> str:
+        return "+".join(d.label for d in self.defense) or "none"
+
+    @property
+    def gradient(self) -> Gradient:
+        order = (Gradient.EXACT, Gradient.BPDA, Gradient.NONE)
+        return max((d.caps.gradient for d in self.defense), key=order.index, default=Gradient.EXACT)
+
+    @property
+    def stochastic(self) -> bool:
+        return any(d.caps.stochastic for d in self.defense)
+
+    @property
+    def wrapped(self) -> bool:
+        return any("wrap" in d.caps.stages for d in self.defense)
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        return {
+            "dataset": {**self.dataset.recipe, "fingerprint": self.dataset.value.fingerprint()},
+            "model": {**self.model.recipe, "identity": plain(self.model.value.identity())},
+            "defense": [d.recipe for d in self.defense],
+            "seed": self.seed,
+        }
+
+    @cached_property
+    def key(self) -> str:
+        return digest(self.recipe)
+
+    @property
+    def baseline(self) -> VictimPlan:
+        return VictimPlan(self.dataset, self.model, (), self.seed)
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Why a sweep makes no sense, and what would work instead."""
+
+    reason: str
+    instead: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.reason}; {self.instead}" if self.instead else self.reason
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The unit of work: one victim, one attack, all its budgets in one norm, ascending."""
+
+    victim: VictimPlan
+    attack: Bound
+    norm: Norm
+    budgets: tuple[Fraction, ...]
+    goal: Goal
+    limit: int | None
+    needs: Mapping[str, VictimPlan]
+    refused: Refused | None = None
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def key(self) -> str:
+        return digest(
+            {
+                "schema": SCHEMA,
+                "victim": self.victim.recipe,
+                "attack": self.attack.recipe,
+                "needs": {name: plan.recipe for name, plan in self.needs.items()},
+                "norm": self.norm,
+                "budgets": self.budgets,
+                "goal": str(self.goal),
+                "n": self.limit,
+            }
+        )
+
+    def cell_key(self, eps: Fraction) -> str:
+        return digest({"sweep": self.key, "eps": eps})
+
+    def threat_key(self, eps: Fraction) -> str:
+        """Names the (victim, threat) group that the cell belongs to."""
+        return digest({"victim": self.victim.recipe, "norm": self.norm, "eps": eps, "goal": str(self.goal),
+                       "n": self.limit, "schema": SCHEMA})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What is to be crossed. `attacks` empty means the standard protocol; `budgets` empty the customary one."""
+
+    datasets: tuple[Bound, ...]
+    models: tuple[Bound, ...]
+    defenses: tuple[tuple[Bound, ...], ...] = ((),)
+    attacks: tuple[Reference, ...] = ()
+    budgets: tuple[Budget, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    limit: int | None = None
+    baseline: bool = True
+
+
+def bind_stack(registry: Registry, stack: Stack) -> tuple[Bound, ...]:
+    return tuple(bind(registry, "defense", part) for part in stack)
+
+
+def standard_protocol(classes: int) -> tuple[Reference, ...]:
+    """The attacks that `eval` runs unless told otherwise: enough for the verdict `trusted`."""
+    if classes < 4:  # the targeted DLR loss is not defined there
+        return (Reference("apgd"), Reference("apgd", (("loss", "margin"),)))
+    return (Reference("apgd"), Reference("apgd-t"))
+
+
+def expand(axes: Axes, registry: Registry) -> list[Sweep]:
+    """Every sweep of the matrix, baselines before the defended victims that are compared with them.
+
+    Sweeps of equal key appear once. Raises UsageError for what can be no sweep at all.
+    """
+    sweeps: dict[str, Sweep] = {}
+    for dataset, model, seed in itertools.product(axes.datasets, axes.models, axes.seeds):
+        stacks = list(axes.defenses) or [()]
+        if axes.baseline and any(stacks):
+            stacks.insert(0, ())
+        for stack in stacks:
+            victim = VictimPlan(dataset, model, stack, seed)
+            for sweep in _sweeps_of(victim, axes, registry):
+                sweeps.setdefault(sweep.key, sweep)
+    return list(sweeps.values())
+
+
+def _sweeps_of(victim: VictimPlan, axes: Axes, registry: Registry) -> list[Sweep]:
+    info: DatasetInfo = victim.dataset.value.info()
+    limit = axes.limit if axes.limit is not None else info.evaluate
+    found = []
+    for reference in axes.attacks or standard_protocol(len(info.classes)):
+        attack = bind(registry, "attack", reference.without(*THREAT_KEYS))
+        goal = _goal(reference, len(info.classes))
+        needs = {name: _need(registry, victim, ref) for name, ref in attack.needs.items()}
+        for norm, budgets in _budgets(reference, attack.caps, axes.budgets, info).items():
+            refused, notes = judge(victim, attack, norm, goal, info)
+            found.append(Sweep(victim, attack, norm, budgets, goal, limit, needs, refused, notes))
+    return found
+
+
+def _need(registry: Registry, victim: VictimPlan, reference: VictimRef) -> VictimPlan:
+    """A further victim on the same data; the model called `model` is the attacked one itself."""
+    own = reference.model == Reference("model")
+    model = victim.model if own else bind(registry, "model", reference.model)
+    return VictimPlan(victim.dataset, model, bind_stack(registry, reference.defense), victim.seed)
+
+
+def _goal(reference: Reference, classes: int) -> Goal:
+    text = reference.get("target")
+    if text is None:
+        return Untargeted()
+    if text in TARGETS:
+        return Targeted(text)
+    if text.isdigit() and int(text) < classes:
+        return Targeted(int(text))
+    if text.isdigit():
+        raise UsageError(f"{reference}: target {text} is no class; the dataset has classes 0 to {classes - 1}")
+    hint = did_you_mean(text, TARGETS)
+    raise UsageError(f"{reference}: target takes {', '.join(TARGETS)} or a class number, got '{text}'{hint}")
+
+
+def _budgets(
+    reference: Reference, caps: AttackCaps, axis: Sequence[Budget], info: DatasetInfo
+) -> dict[Norm, tuple[Fraction, ...]]:
+    """Budgets by norm, ascending, each once; an eps inside the reference takes it out of the axis."""
+    explicit, own = reference.get("norm"), reference.get("eps")
+    if explicit is not None:
+        explicit = str(parse_budget(f"{explicit}:0").norm)
+    wanted = [parse_budget(own)] if own is not None else list(axis)
+    if not wanted:
+        supported = frozenset({explicit}) if explicit else caps.norms
+        wanted = [customary(info.budgets, supported, explicit)]
+    grouped: dict[Norm, set[Fraction]] = {}
+    for budget in wanted:
+        if explicit and budget.norm and budget.norm != explicit:
+            if own is None:  # another norm's point of the axis is not for this attack
+                continue
+            raise UsageError(f"{reference}: norm={explicit} contradicts eps={own}")
+        norm, eps = resolve(budget, caps.norms, explicit)
+        grouped.setdefault(norm, set()).add(eps)
+    if not grouped:
+        raise UsageError(f"{reference}: no budget of the -e axis is in {explicit}; add one, like -e {explicit}:0.5")
+    return {norm: tuple(sorted(values)) for norm, values in grouped.items()}
+
+
+def judge(
+    victim: VictimPlan, attack: Bound, norm: Norm, goal: Goal, info: DatasetInfo
+) -> tuple[Refused | None, tuple[str, ...]]:
+    """The first reason that applies, or None; with notes on what the engine adds by itself."""
+    caps: AttackCaps = attack.caps
+    refused = (
+        _judge_threat(attack, norm, goal, info)
+        or _judge_model(victim, caps, info)
+        or _judge_stack(victim, info)
+        or _judge_gradient(victim, attack)
+    )
+    notes = []
+    if victim.stochastic and caps.access is Access.GRADIENT:
+        notes.append("the victim is randomised: gradients and losses are averaged over fresh draws (EOT)")
+    if victim.gradient is Gradient.BPDA and caps.access is Access.GRADIENT:
+        notes.append("gradients pass the defense through its declared stand-in (BPDA); run a gradient-free attack too")
+    return refused, tuple(notes)
+
+
+def _judge_threat(attack: Bound, norm: Norm, goal: Goal, info: DatasetInfo) -> Refused | None:
+    caps: AttackCaps = attack.caps
+    if norm not in caps.norms:
+        return Refused(f"{attack.label} has no {norm} version", f"it works in {', '.join(sorted(caps.norms))}")
+    kind = "targeted" if isinstance(goal, Targeted) else "untargeted"
+    if kind not in caps.goals:
+        return Refused(f"{attack.label} cannot run {kind}", f"it runs {' and '.join(sorted(caps.goals))}")
+    if caps.modality != info.modality:
+        return Refused(f"{attack.label} attacks {caps.modality} data, this dataset holds {info.modality} data")
+    classes = len(info.classes)
+    if classes < caps.min_classes:
+        return Refused(
+            f"{attack.label} needs at least {caps.min_classes} classes, the dataset has {classes}",
+            "use apgd:loss=margin",
+        )
+    return None
+
+
+def _judge_model(victim: VictimPlan, caps: AttackCaps, info: DatasetInfo) -> Refused | None:
+    misfit = victim.model.value.misfit(info)
+    if misfit is not None:
+        return Refused(misfit)
+    if caps.access is Access.TRAINING_SET and victim.model.value.schedule(info) is None:
+        return Refused(
+            f"a training-set attack needs a model that is trained, {victim.model.label} is only loaded",
+            "use a model by name, without weights",
+        )
+    return None
+
+
+def _judge_stack(victim: VictimPlan, info: DatasetInfo) -> Refused | None:
+    caps: list[tuple[str, DefenseCaps]] = [(d.label, d.caps) for d in victim.defense]
+    trains = [label for label, c in caps if {"data", "objective"} & set(c.stages)]
+    if trains and victim.model.value.schedule(info) is None:
+        return Refused(
+            f"{trains[0]} changes how a model is trained, {victim.model.label} is only loaded",
+            "use a model by name without weights, or a defense that tunes or wraps",
+        )
+    for kind, which in (("rejects", "detector"), ("certifies", "certifying defense")):
+        several = [label for label, c in caps if getattr(c, kind)]
+        if len(several) > 1:
+            return Refused(f"{' and '.join(several)} are two {which}s", "a stack holds at most one")
+    return None
+
+
+def _judge_gradient(victim: VictimPlan, attack: Bound) -> Refused | None:
+    if attack.caps.access is Access.GRADIENT and victim.gradient is Gradient.NONE:
+        blocking = next(d.label for d in victim.defense if d.caps.gradient is Gradient.NONE)
+        return Refused(
+            f"{blocking} passes no gradient, not even through a stand-in, and {attack.label} needs one",
+            "use an attack that works on scores or decisions",
+        )
+    return None
