@@ -1,0 +1,53 @@
+# `make demo` and `make test` work on a fresh clone; the environment they make is .venv.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+MANIFESTS := pyproject.toml requirements.txt constraints.txt $(wildcard plugins/*/pyproject.toml)
+
+# Unlike -c, these reach the environments that packages are built in. Relative: pip splits them at spaces.
+export PIP_CONSTRAINT := constraints.txt
+export PIP_BUILD_CONSTRAINT := constraints.txt
+
+.PHONY: demo install dev test test-slow lint format bench clean
+
+demo: install
+	$(BIN)/advplug eval --model resnet18 --attack ifgsm --defense prune
+
+install: $(VENV)/.installed
+dev: $(VENV)/.installed-dev
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit("advplug needs Python 3.11 or later: make PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(MANIFESTS) | $(BIN)/python
+	@echo "Installing advplug and its plugins into $(VENV), about a minute ..." >&2
+	$(PIP) install --quiet -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-dev: $(MANIFESTS) | $(BIN)/python
+	@echo "Installing advplug, its plugins and the development tools into $(VENV), about a minute ..." >&2
+	$(PIP) install --quiet -r requirements.txt -e '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+test: dev
+	$(BIN)/python -m pytest
+
+test-slow: dev
+	$(BIN)/python -m pytest -m slow
+
+lint: dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: dev
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+bench: dev
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find src tests plugins -name __pycache__ -prune -exec rm -rf {} + -o -name '*.egg-info' -prune -exec rm -rf {} +
