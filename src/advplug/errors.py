@@ -11,6 +11,9 @@ class AdvplugError(Exception):
 
     exit_code = 4
 
+    def __str__(self) -> str:
+        return " ".join(super().__str__().splitlines())
+
 
 class UsageError(AdvplugError):
     """A name, parameter, file or combination that cannot be used as given."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -29,6 +30,7 @@ _KINDS: dict[Any, str] = {
     Stack: "stack",
     VictimRef: "victim",
 }
+_HUGE = re.compile(r"[eE][+-]?[\d_]{4,}")  # an exact 1e-9999999 would fill the memory
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
 
@@ -93,7 +95,10 @@ def params_of(factory: Callable[..., Any], skip: frozenset[str] = frozenset()) -
 
     Raises PluginError where an annotation is of no supported type.
     """
-    signature = inspect.signature(factory, eval_str=True)
+    try:
+        signature = inspect.signature(factory, eval_str=True)
+    except Exception as error:  # an annotation may be any expression, and is evaluated here
+        raise PluginError(f"{_where(factory)}: its signature cannot be read: {error}") from error
     return tuple(_param_spec(p, factory) for p in signature.parameters.values() if p.name not in skip)
 
 
@@ -109,10 +114,16 @@ def _param_spec(parameter: inspect.Parameter, factory: Callable[..., Any]) -> Pa
     if typing.get_origin(annotation) is Literal:
         choices, annotation = tuple(str(c) for c in typing.get_args(annotation)), str
     kind = "floats" if annotation == tuple[float, ...] else _KINDS.get(annotation)
+    if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+        raise PluginError(f"{_where(factory)}: '{parameter}' cannot be given by name")
     if kind is None:
-        where = f"{factory.__module__}:{factory.__qualname__}"
-        raise PluginError(f"{where}: parameter '{parameter.name}' has the unsupported type {annotation!r}")
+        shown = "no annotation" if annotation is REQUIRED else f"the unsupported type {annotation!r}"
+        raise PluginError(f"{_where(factory)}: parameter '{parameter.name}' has {shown}")
     return ParamSpec(parameter.name.rstrip("_"), kind, parameter.default, info, choices, optional)
+
+
+def _where(factory: Callable[..., Any]) -> str:
+    return f"{getattr(factory, '__module__', '?')}:{getattr(factory, '__qualname__', factory)}"
 
 
 def bind(specs: tuple[ParamSpec, ...], reference: Reference, what: str) -> dict[str, Any]:
@@ -182,7 +193,7 @@ def _check_bounds(spec: ParamSpec, value: Any, text: str, what: str) -> None:
 
 
 def _number(text: str) -> float:
-    value = float(Fraction(text)) if "/" in text else float(text)
+    value = float(_fraction(text)) if "/" in text else float(text)
     if not math.isfinite(value):
         raise ValueError(text)
     return value
@@ -190,6 +201,8 @@ def _number(text: str) -> float:
 
 def _fraction(text: str) -> Fraction:
     numerator, _, denominator = text.partition("/")
+    if "/" in denominator or _HUGE.search(text):
+        raise ValueError(text)
     return Fraction(numerator.strip()) / Fraction(denominator.strip() or 1)
 
 

@@ -15,7 +15,7 @@ from advplug.errors import UsageError
 
 _NAME = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.\-]*")
 _KEY = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_\-]*)\s*=")
-_NEEDS_QUOTES = re.compile(r"[,+#()'\"]")
+_NESTED = re.compile(r"[+()]")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Reference:
     params: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
-        items = [_quote(v) if not k else f"{k}={_quote(v)}" for k, v in self.params]
+        items = [f"{k}={_quote(v, bare=False)}" if k else _quote(v, bare=True) for k, v in self.params]
         return self.name + (":" + ",".join(items) if items else "")
 
     def get(self, key: str) -> str | None:
@@ -148,9 +148,16 @@ def _unwrap(value: str) -> str:
     return value
 
 
-def _quote(value: str) -> str:
-    if not _NEEDS_QUOTES.search(value):
-        return value
-    if "'" in value or "(" in value or ")" in value or "+" in value:
-        return f'"{value}"' if "'" in value else f"({value})"
-    return f"'{value}'"
+def _quote(value: str, bare: bool) -> str:
+    """`value` in the first form that reads back as itself; every value that was ever parsed has one."""
+    quoted = (f"'{value}'", f'"{value}"', f"({value})")
+    forms = (value, *(reversed(quoted) if _NESTED.search(value) else quoted))
+    return next((form for form in forms if _reads_back(form, value, bare)), value)
+
+
+def _reads_back(form: str, value: str, bare: bool) -> bool:
+    try:
+        whole = _items(form, form) == [form]
+    except UsageError:
+        return False
+    return whole and bool(value) and _unwrap(form) == value and not (bare and _KEY.match(form))
