@@ -22,7 +22,7 @@ from advplug.parse import Reference, Stack, VictimRef, parse_reference, parse_st
         ("folder:/data/my photos", "folder", (("", "/data/my photos"),)),
         ("folder:'/data/a, b',n=100", "folder", (("", "/data/a, b"), ("n", "100"))),
         ('folder:"it\'s"', "folder", (("", "it's"),)),
-        ("file:weights.safetensors#arch=resnet18", "file", (("", "weights.safetensors"), ("arch", "resnet18"))),
+        ("file:w.safetensors#arch=resnet18", "file", (("", "w.safetensors"), ("arch", "resnet18"))),
         ("file:w.pt#arch=resnet18,x=1", "file", (("", "w.pt"), ("arch", "resnet18"), ("x", "1"))),
         ("torchvision:resnet50@DEFAULT", "torchvision", (("", "resnet50@DEFAULT"),)),
         ("py:my.module:make#mean=0.5:0.5", "py", (("", "my.module:make"), ("mean", "0.5:0.5"))),
@@ -72,8 +72,10 @@ def test_stacks() -> None:
     assert len(stack) == 2
     assert parse_stack("(prune+quantise)") == parse_stack("prune+quantise")
     assert parse_stack("folder:'a+b'").parts[0].get("") == "a+b"
-    for text, part in [("prune+none", "'none' stands alone"), ("prune++x", "is no reference"), ("+", "is no reference")]:
-        with pytest.raises(UsageError, match=part):
+    with pytest.raises(UsageError, match="'none' stands alone"):
+        parse_stack("prune+none")
+    for text in ("prune++x", "+", "prune+"):
+        with pytest.raises(UsageError, match="is no reference"):
             parse_stack(text)
 
 
@@ -104,11 +106,10 @@ def test_whatever_parses_is_written_so_that_it_parses_alike(text: str) -> None:
     for parse in (parse_reference, parse_stack, parse_victim):
         try:
             parsed = parse(text)
-        except UsageError as error:
-            assert "\n" not in str(error)
-        else:
-            assert parse(str(parsed)) == parsed
-            assert str(parse(str(parsed))) == str(parsed)
+        except UsageError:
+            continue
+        assert parse(str(parsed)) == parsed
+        assert str(parse(str(parsed))) == str(parsed)
 
 
 @given(NAMES, st.lists(st.tuples(KEYS, TEXTS), max_size=3))

@@ -67,7 +67,9 @@ class ParamSpec:
 
     def describe(self) -> dict[str, Any]:
         """A JSON-ready description, as `advplug list --json` prints it."""
-        bounds = {k: getattr(self.info, k) for k in ("ge", "gt", "le", "lt") if getattr(self.info, k) is not None}
+        bounds = {
+            k: getattr(self.info, k) for k in ("ge", "gt", "le", "lt") if getattr(self.info, k) is not None
+        }
         return {
             "name": self.name,
             "type": self.kind,
@@ -103,7 +105,8 @@ def params_of(factory: Callable[..., Any], skip: frozenset[str] = frozenset()) -
 
 
 def _param_spec(parameter: inspect.Parameter, factory: Callable[..., Any]) -> ParamSpec:
-    annotation, info, choices, optional = parameter.annotation, Param(), (), False
+    annotation, info, optional = parameter.annotation, Param(), False
+    choices: tuple[str, ...] = ()
     if typing.get_origin(annotation) is typing.Annotated:
         annotation, *extra = typing.get_args(annotation)
         info = next((e for e in extra if isinstance(e, Param)), info)
@@ -143,8 +146,8 @@ def bind(specs: tuple[ParamSpec, ...], reference: Reference, what: str) -> dict[
         else:
             name = key.replace("-", "_") if key.replace("-", "_") in known else key
         if name not in known:
-            listing = f"it takes {', '.join(known)}" if known else "it takes no parameters"
-            raise UsageError(f"{what} has no parameter '{key}'{did_you_mean(key, known) or '; ' + listing}")
+            listing = "; it takes " + (", ".join(known) or "no parameters")
+            raise UsageError(f"{what} has no parameter '{key}'{did_you_mean(key, known) or listing}")
         if name in given:
             raise UsageError(f"{what}: parameter '{name}' is given twice")
         given[name] = text

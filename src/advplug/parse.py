@@ -63,6 +63,11 @@ class VictimRef:
         return str(self.model) + (f"+{self.defense}" if len(self.defense) else "")
 
 
+def is_name(text: str) -> bool:
+    """Whether `text` can name a plugin's thing."""
+    return isinstance(text, str) and _NAME.fullmatch(text) is not None
+
+
 def parse_reference(text: str) -> Reference:
     """One reference. Raises UsageError where the text is none."""
     text = text.strip()
@@ -113,7 +118,8 @@ def _items(text: str, whole: str) -> list[str]:
 
 def _split(text: str, separator: str, whole: str, most: int = -1) -> list[str]:
     """`text` cut at `separator` outside quotes and parentheses."""
-    parts, depth, quote, start = [], 0, "", 0
+    parts: list[str] = []
+    depth, quote, start = 0, "", 0
     for position, char in enumerate(text):
         if quote:
             quote = "" if char == quote else quote

@@ -1,4 +1,4 @@
-"""Entry points to read-only tables of plugins. Nothing here imports torch; a broken plugin disables only itself."""
+"""Entry points to read-only tables of plugins, without torch; a broken plugin disables only itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pluggy
 from advplug import contracts, hooks
 from advplug.errors import PluginError, UnknownNameError, UsageError, did_you_mean
 from advplug.params import ParamSpec, bind, params_of, plain
-from advplug.parse import Reference, VictimRef
+from advplug.parse import Reference, VictimRef, is_name
 
 CAPS = {
     "attack": contracts.AttackCaps,
@@ -26,6 +26,8 @@ CAPS = {
     "dataset": contracts.DatasetCaps,
     "metric": contracts.MetricCaps,
 }
+
+RESERVED = frozenset({"none", "model"})  # the empty stack; the attacked model inside a reference
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,8 @@ def load_target(target: str, label: str) -> Any:
     module, _, attribute = target.partition(":")
     try:
         return functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
-    except (ImportError, AttributeError) as error:
-        raise PluginError(f"{label} cannot be loaded from {target}: {error}") from error
+    except (Exception, SystemExit) as error:  # a module may raise anything on import
+        raise PluginError(f"{label} cannot be loaded from {target}: {_one_line(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -131,21 +133,26 @@ class Registry:
     sources: tuple[Source, ...]
 
     def get(self, kind: str, name: str) -> Entry:
-        """The entry of that name. Raises UnknownNameError with a suggestion, or PluginError for a duplicate."""
+        """The entry of that name. Raises UnknownNameError with a suggestion, PluginError for a duplicate."""
         if (kind, name) in self.duplicates:
             raise PluginError(self.duplicate_reason(kind, name))
         table = self.tables[kind]
         if name in table:
             return table[name]
         hint = did_you_mean(name, table) or f"; 'advplug list {kind}s' shows the {len(table)} there are"
-        lost = f" (plugins that failed to load: {', '.join(b.source.plugin for b in self.broken)}; see advplug doctor)"
-        raise UnknownNameError(f"no {kind} is called '{name}'{hint}{lost if self.broken else ''}")
+        lost = ", ".join(b.source.plugin for b in self.broken)
+        lost = lost and f" (plugins that failed to load: {lost}; see advplug doctor)"
+        raise UnknownNameError(f"no {kind} is called '{name}'{hint}{lost}")
 
     def duplicate_reason(self, kind: str, name: str) -> str:
         sources = self.duplicates[kind, name]
+        names = sorted({str(s) for s in sources})
+        times = "twice" if len(sources) == 2 else f"{len(sources)} times"
+        if len(names) == 1:
+            return f"{kind} '{name}' is registered {times} by {names[0]}; report this to its authors"
         return (
-            f"{kind} '{name}' is registered twice, by {' and '.join(map(str, sources))}; uninstall one of them or "
-            f"set ADVPLUG_DISABLE_PLUGINS={sources[-1].plugin}"
+            f"{kind} '{name}' is registered {times}, by {', '.join(names[:-1])} and {names[-1]}; "
+            f"uninstall all but one, or leave one out: ADVPLUG_DISABLE_PLUGINS={sources[-1].plugin}"
         )
 
     def entries(self, kind: str) -> list[Entry]:
@@ -156,7 +163,11 @@ class Registry:
 @functools.cache
 def registry() -> Registry:
     """The process-wide registry: the built-ins and every installed plugin, loaded once."""
-    return load(_installed(), disabled=frozenset(os.environ.get("ADVPLUG_DISABLE_PLUGINS", "").split(",")))
+    return load(_installed(), disabled=_disabled())
+
+
+def _disabled() -> frozenset[str]:
+    return frozenset(name.strip() for name in os.environ.get("ADVPLUG_DISABLE_PLUGINS", "").split(","))
 
 
 def _installed() -> list[tuple[Source, Any]]:
@@ -174,53 +185,73 @@ def load(points: list[tuple[Source, Any]], disabled: frozenset[str] = frozenset(
     """Loads `points` after the built-ins; what fails is kept in `broken` with its reason."""
     from advplug import __version__, builtin
 
-    manager = pluggy.PluginManager(hooks.GROUP)
-    manager.add_hookspecs(hooks.Hooks)
     core = Source("builtin", "advplug", __version__)
     loaded: list[tuple[Source, Any]] = [(core, builtin)]
     broken: list[Broken] = []
+    entries: list[Entry] = []
+    good: list[Source] = []
     for source, point in points:
         if source.plugin in disabled:
             continue
         try:
             loaded.append((source, point.load()))
-        except Exception as error:  # a plugin may raise anything on import
+        except (Exception, SystemExit) as error:  # a plugin may raise anything on import
             broken.append(Broken(source, _one_line(error)))
-    tables: dict[str, dict[str, Entry]] = {kind: {} for kind in hooks.KINDS}
-    duplicates: dict[tuple[str, str], tuple[Source, ...]] = {}
-    good = []
+    seen: dict[int, Source] = {}
     for source, plugin in loaded:
         try:
-            manager.register(plugin, name=f"{source.distribution}:{source.plugin}")
-            manager.check_pending()
-            entries = _entries(manager, plugin, source)
-        except Exception as error:  # likewise when its hooks are called
+            if id(plugin) in seen:
+                raise PluginError(f"it is the same module as the plugin '{seen[id(plugin)].plugin}'")
+            entries += _entries(plugin, source)
+        except (Exception, SystemExit) as error:  # likewise when its hooks are called
             broken.append(Broken(source, _one_line(error)))
             continue
+        seen[id(plugin)] = source
         good.append(source)
-        for entry in entries:
-            first = tables[entry.kind].setdefault(entry.name, entry)
-            if first is not entry:
-                duplicates[entry.kind, entry.name] = (
-                    *duplicates.get((entry.kind, entry.name), (first.source,)),
-                    source,
-                )
+    return _tabulate(entries, broken, good)
+
+
+def _tabulate(entries: list[Entry], broken: list[Broken], good: list[Source]) -> Registry:
+    named: dict[tuple[str, str], list[Entry]] = {}
+    for entry in entries:
+        named.setdefault((entry.kind, entry.name), []).append(entry)
+    tables: dict[str, dict[str, Entry]] = {kind: {} for kind in hooks.KINDS}
+    for (kind, name), same in named.items():
+        if len(same) == 1:
+            tables[kind][name] = same[0]
+    duplicates = {key: tuple(e.source for e in same) for key, same in named.items() if len(same) > 1}
     frozen = MappingProxyType({kind: MappingProxyType(table) for kind, table in tables.items()})
     return Registry(frozen, MappingProxyType(duplicates), tuple(broken), tuple(good))
 
 
-def _entries(manager: pluggy.PluginManager, plugin: Any, source: Source) -> list[Entry]:
+def _entries(plugin: Any, source: Source) -> list[Entry]:
+    # A manager of its own: a plugin whose hooks pluggy refuses would otherwise spoil the next one's check.
+    manager = pluggy.PluginManager(hooks.GROUP)
+    manager.add_hookspecs(hooks.Hooks)
+    manager.register(plugin)
+    manager.check_pending()
+    callers = manager.get_hookcallers(plugin)
+    if not callers:
+        raise PluginError("it implements no hook; the hooks are " + ", ".join(hooks.KINDS.values()))
     entries = []
-    for caller in manager.get_hookcallers(plugin) or ():
-        kind = next((k for k, hook in hooks.KINDS.items() if hook == caller.name), None)
-        implementation = next(i for i in caller.get_hookimpls() if i.plugin is plugin)
-        for spec in implementation.function() if kind else ():
-            if not isinstance(spec, contracts.Spec) or not isinstance(spec.caps, CAPS[str(kind)]):
-                raise PluginError(f"{caller.name} must return Spec values with {CAPS[str(kind)].__name__}")
-            if ":" not in spec.target or not Reference(spec.name).name:
-                raise PluginError(f"{kind} '{spec.name}': target '{spec.target}' is not 'module:factory'")
-            entries.append(Entry(str(kind), spec, source))
+    for caller in callers:
+        kind = next(k for k, hook in hooks.KINDS.items() if hook == caller.name)
+        specs = caller.get_hookimpls()[0].function()
+        if not isinstance(specs, list | tuple):
+            raise PluginError(f"{caller.name} must return a list of Spec, it returned {type(specs).__name__}")
+        entries += [Entry(kind, _checked(spec, kind, caller.name), source) for spec in specs]
     return entries
+
+
+def _checked(spec: Any, kind: str, hook: str) -> contracts.Spec:
+    if not isinstance(spec, contracts.Spec) or not isinstance(spec.caps, CAPS[kind]):
+        raise PluginError(f"{hook} must return Spec values with {CAPS[kind].__name__}")
+    if not is_name(spec.name) or spec.name in RESERVED:
+        raise PluginError(f"{hook}: '{spec.name}' is no name; letters, digits and '. _ -' make one")
+    module, _, attribute = str(spec.target).partition(":")
+    if not module or not attribute:
+        raise PluginError(f"{kind} '{spec.name}': target '{spec.target}' is not 'module:factory'")
+    return spec
 
 
 def _one_line(error: BaseException) -> str:
@@ -233,5 +264,7 @@ def reject_unknown_kind(kind: str) -> str:
     single = kind.removesuffix("s")
     if single not in hooks.KINDS:
         known = [k + "s" for k in hooks.KINDS]
-        raise UsageError(f"'{kind}' is no kind of plugin{did_you_mean(kind, known)}; kinds: {', '.join(known)}")
+        raise UsageError(
+            f"'{kind}' is no kind of plugin{did_you_mean(kind, known)}; kinds: {', '.join(known)}"
+        )
     return single
