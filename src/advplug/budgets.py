@@ -26,7 +26,9 @@ def parse_budget(text: str) -> Budget:
     norm, colon, number = text.strip().rpartition(":")
     norm = norm.strip().lower()
     if colon and norm not in NORMS:
-        raise UsageError(f"eps '{text}': no norm is called '{norm}'{did_you_mean(norm, NORMS)}; norms: {', '.join(NORMS)}")
+        raise UsageError(
+            f"eps '{text}': no norm is called '{norm}'{did_you_mean(norm, NORMS)}; norms: {', '.join(NORMS)}"
+        )
     return Budget(check_eps(text, _fraction(text, number), norm or "linf"), norm or None)
 
 
@@ -36,7 +38,9 @@ def check_eps(text: str, eps: Fraction, norm: Norm) -> Fraction:
         raise UsageError(f"eps '{text}' is negative; a budget is a radius of at least 0")
     if norm == "linf" and eps > 1:
         hint = f"did you mean {eps}/255?" if eps <= 255 else "write it like 8/255"
-        raise UsageError(f"eps '{text}': pixels lie in [0, 1], an L-inf budget above 1 has no meaning; {hint}")
+        raise UsageError(
+            f"eps '{text}': pixels lie in [0, 1], an L-inf budget above 1 has no meaning; {hint}"
+        )
     return eps
 
 
@@ -59,7 +63,9 @@ def resolve(budget: Budget, norms: frozenset[Norm], explicit: Norm | None = None
     return norm, check_eps(str(budget), budget.eps, norm)
 
 
-def customary(budgets: Mapping[Norm, Fraction], norms: frozenset[Norm], explicit: Norm | None = None) -> Budget:
+def customary(
+    budgets: Mapping[Norm, Fraction], norms: frozenset[Norm], explicit: Norm | None = None
+) -> Budget:
     """The dataset's customary budget in `explicit`, or in the first norm that the attack supports."""
     order = [explicit] if explicit else [n for n in NORMS if n in norms]
     for norm in order:

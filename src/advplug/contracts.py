@@ -226,7 +226,8 @@ class DatasetInfo:
     """What a model has to know to fit a dataset, and the customary way to evaluate on it.
 
     `size` is (height, width) in pixels; `budgets` maps norms to the customary eps; `evaluate` is the
-    default number of test images (None: all); `flip` says that mirrored images keep their class.
+    default number of test images (None: all); `flip` says that mirrored images keep their class;
+    `trainable` that there is a training split.
     """
 
     classes: tuple[str, ...]
@@ -236,6 +237,7 @@ class DatasetInfo:
     evaluate: int | None = None
     flip: bool = False
     modality: str = "image"
+    trainable: bool = True
 
 
 class DatasetSource(Protocol):

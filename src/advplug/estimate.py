@@ -62,7 +62,9 @@ def _median_rank(n: int) -> int:
     """The largest r with P(X < r) <= 2.5 % for X ~ Binomial(n, 1/2)."""
     cumulative, rank = 0.0, 0
     for k in range(n // 2 + 1):
-        cumulative += math.exp(math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2))
+        cumulative += math.exp(
+            math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2)
+        )
         if cumulative > 0.025:
             break
         rank = k + 1
@@ -91,9 +93,4 @@ def paired_p_value(only_first: int, only_second: int) -> float:
     n = only_first + only_second
     if n == 0:
         return 1.0
-    return sum(math.comb(n, k) for k in range(only_first, n + 1)) / 2**n
-
-
-def worst_case(bits: Sequence[Bits]) -> Bits:
-    """Per-image minimum of robustness over attacks, each (n,) in [0, 1]."""
-    return np.minimum.reduce(list(bits))
+    return float(sum(math.comb(n, k) for k in range(only_first, n + 1)) / 2**n)

@@ -63,14 +63,16 @@ class Evidence:
 
     def rows(self, picked: Array) -> Evidence:
         """The images at `picked`."""
-        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v[picked] for k, v in arrays.items() if isinstance(v, np.ndarray)})
+        columns: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        chosen: dict[str, Any] = {k: v[picked] for k, v in columns.items() if isinstance(v, np.ndarray)}
+        return replace(self, **chosen)
 
     def to_bytes(self) -> bytes:
         """A compressed, pickle-free archive."""
-        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **{k: np.asarray(v) for k, v in arrays.items() if v is not None})
+        arrays: dict[str, Any] = {k: np.asarray(v) for k, v in values.items() if v is not None}
+        np.savez_compressed(buffer, **arrays)
         return buffer.getvalue()
 
     @classmethod

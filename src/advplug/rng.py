@@ -37,7 +37,9 @@ class Stream:
 
         return torch.Generator(device=device).manual_seed(self.integer(*names))
 
-    def per_image(self, draw: Callable[[torch.Generator], Tensor], index: Tensor | Sequence[int], *names: object) -> Tensor:
+    def per_image(
+        self, draw: Callable[[torch.Generator], Tensor], index: Tensor | Sequence[int], *names: object
+    ) -> Tensor:
         """Stacks `draw(generator)` over images; each image's generator is seeded by its dataset index."""
         import torch
 

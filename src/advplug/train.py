@@ -1,1 +1,162 @@
 """The one supervised training loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from advplug.contracts import DatasetInfo, Objective, Schedule
+from advplug.data import Split
+from advplug.errors import CellFailure
+from advplug.rng import Stream
+
+Progress: TypeAlias = Callable[[int, int, int, int, float], None]
+"""Called after each step with epoch, epochs, step, steps (counted from 1) and the loss."""
+
+WARM_UP = 0.25
+"""Share of the steps over which a one-cycle learning rate rises."""
+
+
+@dataclass
+class Training:
+    """What a stage needs to train: data, the schedule to use unless it has its own, device and randomness."""
+
+    data: Split
+    info: DatasetInfo
+    schedule: Schedule
+    device: torch.device
+    stream: Stream
+    progress: Progress | None = None
+    fits: int = field(default=0, init=False)
+
+    def fit(
+        self,
+        model: nn.Module,
+        objective: Objective | None = None,
+        parameters: Iterable[nn.Parameter] | None = None,
+        schedule: Schedule | None = None,
+    ) -> nn.Module:
+        """Trains `model` in place on the device and returns it in evaluation mode.
+
+        The objective is cross-entropy unless given; `parameters` restricts what is updated (batch-norm
+        statistics always follow the data). The result depends on the stream, the schedule and how many
+        fits came before, and the global generators are left as they were. Every image is seen once an
+        epoch; a last batch of one image joins the one before it, since batch norm cannot take it.
+        Raises CellFailure where the loss stops being finite or there are fewer than two images.
+        """
+        plan = schedule or self.schedule
+        if len(self.data) < 2:
+            raise CellFailure(f"training needs at least 2 images, got {len(self.data)}")
+        stream = self.stream.child("fit", self.fits)
+        self.fits += 1
+        model.to(self.device).train()
+        chosen = list(model.parameters() if parameters is None else parameters)
+        try:
+            with _only(model, chosen), stream.as_global():
+                self._run(model, objective, chosen, plan, stream)
+        finally:
+            model.eval()
+        return model
+
+    def _run(
+        self, model: nn.Module, objective: Objective | None, chosen: list[nn.Parameter], plan: Schedule, stream: Stream
+    ) -> None:
+        steps = math.ceil(len(self.data) / plan.batch_size)
+        if len(self.data) % plan.batch_size == 1 and steps > 1:
+            steps -= 1
+        optimizer = _optimizer(chosen, plan)
+        rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: _rate(i, plan.epochs * steps, plan.one_cycle))
+        for epoch in range(plan.epochs):
+            draws = stream.generator("epoch", epoch)
+            order = torch.randperm(len(self.data), generator=draws).numpy()
+            for step in range(steps):
+                rows = order[step * plan.batch_size : (step + 1) * plan.batch_size if step + 1 < steps else None]
+                loss = self._loss(model, objective, rows, plan, draws, stream.child(epoch, step))
+                value = loss.item()
+                if not math.isfinite(value):
+                    raise CellFailure(
+                        f"training failed: the loss became {value:g} in epoch {epoch + 1} of {plan.epochs}, "
+                        f"step {step + 1} of {steps}; use a smaller lr than {plan.lr:g}"
+                    )
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                rate.step()
+                if self.progress is not None:
+                    self.progress(epoch + 1, plan.epochs, step + 1, steps, value)
+
+    def _loss(
+        self,
+        model: nn.Module,
+        objective: Objective | None,
+        rows: np.ndarray[Any, Any],
+        plan: Schedule,
+        draws: torch.Generator,
+        stream: Stream,
+    ) -> Tensor:
+        batch = self.data.batch(rows)
+        x = augment(batch.x, plan, draws).to(self.device)
+        y = batch.y.to(self.device)
+        if objective is None:
+            return F.cross_entropy(model(x), y)
+        return objective.loss(model, x, y, stream)
+
+
+def augment(x: Tensor, plan: Schedule, draws: torch.Generator) -> Tensor:
+    """Images (B, C, H, W), each mirrored with probability 1/2 and moved by up to `plan.shift` pixels, edges repeated."""
+    if plan.flip:
+        mirrored = torch.rand(len(x), 1, 1, 1, generator=draws) < 0.5
+        x = torch.where(mirrored, x.flip(3), x)
+    if plan.shift:
+        height, width = x.shape[2:]
+        wide = F.pad(x, (plan.shift,) * 4, mode="replicate")
+        offset = torch.randint(0, 2 * plan.shift + 1, (len(x), 2), generator=draws)
+        rows = (torch.arange(height) + offset[:, :1])[:, None, :, None]
+        columns = (torch.arange(width) + offset[:, 1:])[:, None, None, :]
+        image = torch.arange(len(x))[:, None, None, None]
+        channel = torch.arange(x.shape[1])[None, :, None, None]
+        x = wide[image, channel, rows, columns]
+    return x
+
+
+def _optimizer(chosen: list[nn.Parameter], plan: Schedule) -> torch.optim.Optimizer:
+    # Decay is for weight matrices and filters: on biases and norms it only distorts.
+    groups = [
+        {"params": [p for p in chosen if p.ndim > 1], "weight_decay": plan.weight_decay},
+        {"params": [p for p in chosen if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if plan.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=plan.lr, momentum=plan.momentum, nesterov=plan.momentum > 0)
+    return torch.optim.AdamW(groups, lr=plan.lr)
+
+
+def _rate(step: int, steps: int, one_cycle: bool) -> float:
+    """The learning rate's factor at `step`: a linear rise, then half a cosine down to 0 (Smith and Topin 2019)."""
+    if not one_cycle:
+        return 1.0
+    rise = max(1.0, WARM_UP * steps)
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, steps - rise)))
+
+
+@contextmanager
+def _only(model: nn.Module, chosen: list[nn.Parameter]) -> Iterator[None]:
+    """Gradients for the chosen parameters only; every flag as before afterwards."""
+    flags = [(p, p.requires_grad) for p in [*model.parameters(), *chosen]]
+    wanted = {id(p) for p in chosen}
+    try:
+        for p, _ in flags:
+            p.requires_grad_(id(p) in wanted)
+        yield
+    finally:
+        for p, flag in flags:
+            p.requires_grad_(flag)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,8 @@ class Victim:
     `attacked` is what an attacker differentiates: each wrap's declared stand-in number `view`, or the
     wrap itself where it is differentiable. `logits` and `decide` are the deployed system. Both draw
     fresh randomness on each call, from streams of their own. `run_attack_pass`, where the attack engine
-    sets it, stands in for the module in attack passes (reduced precision, compiled).
+    sets it, stands in for the module in attack passes (reduced precision, compiled). `batch_size` is the most
+    images that should pass at once; an attack may be handed more and then splits them.
     """
 
     module: nn.Module
@@ -40,6 +41,7 @@ class Victim:
     stream: Stream = field(default_factory=lambda: Stream(0, "victim"))
     passes: Passes = field(default_factory=Passes)
     batch_dependent: bool = False
+    batch_size: int = 128
     run_attack_pass: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
@@ -68,7 +70,7 @@ class Victim:
     @property
     def bare(self) -> Victim:
         """The same weights without the wraps."""
-        return Victim(self.module, self.classes, (), self.device, self.stream, self.passes, self.batch_dependent)
+        return replace(self, wraps=())
 
     def reseed(self, *names: object) -> None:
         """Starts the victim's randomness anew: what it draws next depends on the run's seed and `names` only."""

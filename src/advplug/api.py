@@ -1,0 +1,98 @@
+"""The Python interface: `advplug.evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from advplug.matrix import Bound
+from advplug.results import RunResult
+from advplug.session import Request, execute, plan
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from advplug.runner import Progress
+
+
+def evaluate(
+    model: str | nn.Module | Sequence[str | nn.Module],
+    attack: str | Sequence[str] = (),
+    defense: str | Sequence[str] = (),
+    *,
+    dataset: Any = "digits",
+    train: Any = None,
+    classes: int | None = None,
+    eps: str | float | Sequence[str | float] = (),
+    n: int | None = None,
+    seed: int = 0,
+    baseline: bool = True,
+    output: str | Path | None = None,
+    fresh: bool = False,
+    device: str = "auto",
+    batch_size: int = 128,
+    audit: Literal["none", "quick", "full"] = "quick",
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Evaluates models under attack, with and without defenses; the same as `advplug eval`.
+
+    Args:
+        model: a reference (`"resnet18"`), a module of your own that maps pixels (B, C, H, W) in [0, 1] to
+            logits (B, K), with normalisation inside, or several of them.
+        attack: references such as `"pgd:steps=40"`; none means the standard protocol.
+        defense: references such as `"prune:ratio=0.4"`; `"a+b"` stacks them.
+        dataset: a reference, `(images, labels)`, or a DataLoader of such batches; images are uint8 or
+            float in [0, 1], shape (N, C, H, W), labels int (N,).
+        train: training data in the same form, for defenses that train, where `dataset` is an object.
+        classes: the class count of `dataset` where not all classes occur in it.
+        eps: budgets such as `"8/255"`, `0.1` or `"l2:0.5"`; none means the dataset's customary one.
+        n: how many test images; a fixed random subset.
+        output: folder to keep results in and resume from; None keeps nothing.
+        audit: `"quick"` checks the evaluation's health on 64 images, `"full"` on all, `"none"` not at all.
+
+    Returns:
+        The result; `.to_json()` is what `advplug eval --json` prints.
+
+    Raises:
+        advplug.errors.UsageError: for anything that cannot be evaluated as asked.
+    """
+    request = Request(
+        models=tuple(_model(m) for m in _listed(model)),
+        attacks=tuple(_listed(attack)),
+        defenses=tuple(_listed(defense)),
+        budgets=tuple(str(e) for e in _listed(eps)),
+        datasets=tuple(_dataset(dataset, train, classes)),
+        limit=n,
+        seed=seed,
+        baseline=baseline,
+        output=None if output is None else Path(output),
+        fresh=fresh,
+        device=device,
+        batch_size=batch_size,
+        audit=audit,
+        offline=offline,
+        command="advplug.evaluate",
+    )
+    return execute(request, plan(request), progress)
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _model(model: Any) -> str | Bound:
+    if isinstance(model, str):
+        return model
+    from advplug.objects import bind_module
+
+    return bind_module(model)
+
+
+def _dataset(dataset: Any, train: Any, classes: int | None) -> Iterable[str | Bound]:
+    if isinstance(dataset, str):
+        return [dataset]
+    from advplug.objects import bind_data
+
+    return [bind_data(dataset, train=train, classes=classes)]

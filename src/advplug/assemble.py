@@ -1,0 +1,127 @@
+"""Stored cells to the result of a run: cells in order, threat groups with worst case, difference and verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from advplug.builtin.metrics import share
+from advplug.contracts import Access, AttackCaps
+from advplug.estimate import Estimate, paired_difference
+from advplug.evidence import Array, Evidence, worst_case
+from advplug.health import Audit, Finding, Group, examine, verdict
+from advplug.matrix import Sweep, VictimPlan
+from advplug.results import Cell, RunInfo, RunResult, ThreatRow
+
+
+@dataclass(frozen=True)
+class Stored:
+    """How the assembly reads the store: by cell key, threat key and victim key."""
+
+    cell: Callable[[str], Cell | None]
+    evidence: Callable[[str], Evidence | None]
+    audit: Callable[[str], Audit | None]
+    batch_dependent: Callable[[str], bool | None]
+
+
+def finding(sweep: Sweep, evidence: Evidence) -> Finding:
+    caps: AttackCaps = sweep.attack.caps
+    return Finding(sweep.attack.label, caps.strength, caps.access is Access.GRADIENT, evidence)
+
+
+def identity(sweep: Sweep, eps: Fraction) -> dict[str, object]:
+    """The columns that name a cell."""
+    victim = sweep.victim
+    return {
+        "dataset": victim.dataset.label,
+        "model": victim.model.label,
+        "defense": victim.defense_label,
+        "norm": sweep.norm,
+        "eps": str(eps),
+        "goal": str(sweep.goal),
+        "seed": victim.seed,
+    }
+
+
+def assemble(sweeps: Sequence[Sweep], stored: Stored, info: RunInfo) -> RunResult:
+    """The run's result from what is stored; cells that were never reached are left out."""
+    cells = [(s, eps, stored.cell(s.cell_key(eps))) for s in sweeps for eps in s.budgets]
+    groups: dict[str, list[tuple[Sweep, Fraction]]] = {}
+    for sweep, eps, cell in cells:
+        if cell is not None and cell.status != "refused":
+            groups.setdefault(sweep.threat_key(eps), []).append((sweep, eps))
+    baselines = _Baselines(groups, stored)
+    rows = tuple(_threat_row(key, members, stored, baselines) for key, members in groups.items())
+    return RunResult(info, tuple(_relabelled(s, eps, c) for s, eps, c in cells if c is not None), rows)
+
+
+def _relabelled(sweep: Sweep, eps: Fraction, cell: Cell) -> Cell:
+    """A cell stored under another spelling of the same recipe appears as this run spelled it."""
+    from dataclasses import replace
+
+    return replace(cell, attack=sweep.attack.label, **identity(sweep, eps))  # type: ignore[arg-type]
+
+
+def _findings(members: Iterable[tuple[Sweep, Fraction]], stored: Stored) -> list[Finding]:
+    found = []
+    for sweep, eps in members:
+        evidence = stored.evidence(sweep.cell_key(eps))
+        if evidence is not None:
+            found.append(finding(sweep, evidence))
+    return found
+
+
+def _worst(findings: Sequence[Finding]) -> Array | None:
+    bits = [robust for f in findings for robust in f.evidence.robust_by_origin()]
+    return worst_case(bits) if bits else None
+
+
+@dataclass(frozen=True)
+class _Baselines:
+    """Worst-case robustness of the undefended victim under the same threat."""
+
+    groups: dict[str, list[tuple[Sweep, Fraction]]]
+    stored: Stored
+
+    def worst(self, sweep: Sweep, eps: Fraction) -> Array | None:
+        undefended = _with_victim(sweep, sweep.victim.baseline)
+        members = self.groups.get(undefended.threat_key(eps), [])
+        return _worst(_findings(members, self.stored))
+
+
+def _with_victim(sweep: Sweep, victim: VictimPlan) -> Sweep:
+    from dataclasses import replace
+
+    return replace(sweep, victim=victim)
+
+
+def _threat_row(
+    key: str, members: list[tuple[Sweep, Fraction]], stored: Stored, baselines: _Baselines
+) -> ThreatRow:
+    sweep, eps = members[0]
+    findings = _findings(members, stored)
+    dependent = stored.batch_dependent(sweep.victim.key)
+    group = Group(findings, stored.audit(key), dependent, defended=bool(sweep.victim.defense))
+    flags, unchecked = examine(group) if findings else ((), ())
+    worst = _worst(findings)
+    return ThreatRow(
+        **identity(sweep, eps),  # type: ignore[arg-type]
+        attacks=tuple(f.attack for f in findings),
+        clean_accuracy=share(findings[0].evidence.clean) if findings else None,
+        worst_case_accuracy=None if worst is None else share(worst),
+        difference_to_baseline=_difference(worst, baselines.worst(sweep, eps))
+        if sweep.victim.defense
+        else None,
+        verdict=verdict(group, flags, unchecked),
+        flags=flags,
+        unchecked=unchecked,
+    )
+
+
+def _difference(ours: Array | None, theirs: Array | None) -> Estimate | None:
+    if ours is None or theirs is None:
+        return None
+    return paired_difference(np.asarray(ours.mean(axis=1)), np.asarray(theirs.mean(axis=1)))

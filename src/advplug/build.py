@@ -1,0 +1,235 @@
+"""A planned victim to a built one: data stages, training, tunes, wraps; every trained step comes from the cache."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from advplug.artifacts import Artifact, Artifacts
+from advplug.contracts import (
+    DatasetInfo,
+    Defense,
+    ModelSource,
+    Objective,
+    TrainingData,
+    Tune,
+    Tuned,
+    Wrap,
+)
+from advplug.data import Dataset, Split
+from advplug.errors import UsageError
+from advplug.keys import SCHEMA, digest
+from advplug.matrix import Bound, VictimPlan
+from advplug.params import plain
+from advplug.rng import Stream
+from advplug.train import Training
+from advplug.victim import Victim
+
+
+class Stages(Protocol):
+    """Where progress is shown."""
+
+    def stage(self, text: str, total: int) -> None: ...
+    def advance(self, steps: int = 1) -> None: ...
+
+
+@dataclass
+class Built:
+    """A victim ready to be attacked, the images it is judged on, and what it took to get there.
+
+    `facts` are figures of the defenses (parameter counts); `notes` are for the reader of the cell.
+    """
+
+    victim: Victim
+    split: Split
+    seed: int
+    weights_sha256: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    seconds_train: float = 0.0
+    seconds_defend: float = 0.0
+
+
+@dataclass
+class _Chain:
+    """The key of the weights so far: a hash of everything that made them."""
+
+    recipe: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        return digest(self.recipe)
+
+    def extended(self, **more: Any) -> _Chain:
+        return _Chain({"after": self.key, **more})
+
+
+class Builder:
+    """Builds victims on one device, sharing datasets and the weight cache."""
+
+    def __init__(self, artifacts: Artifacts, device: str, offline: bool, progress: Stages) -> None:
+        self._artifacts, self._offline, self._progress = artifacts, offline, progress
+        self.device = pick_device(device)
+        self._datasets: dict[str, Dataset] = {}
+
+    def build(self, plan: VictimPlan, limit: int | None) -> Built:
+        """Raises UsageError for data or weights that cannot be used, CellFailure where training fails."""
+        info: DatasetInfo = plan.dataset.value.info()
+        dataset = self._dataset(plan.dataset)
+        stages = [(bound, stage) for bound in plan.defense for stage in _stages(bound)]
+        model, chain, seconds, facts = self._train(plan, info, dataset, stages)
+        clock = time.perf_counter()
+        for bound, stage in stages:
+            if isinstance(stage, Tune):
+                chain = chain.extended(tune=plain(bound.recipe))
+                model, made = self._tune(plan, info, dataset, model, chain, bound, stage)
+                facts |= {bound.label: made} if made else {}
+        defend = time.perf_counter() - clock
+        model = model.to(self.device).eval()
+        wraps = tuple(stage for _, stage in stages if isinstance(stage, Wrap))
+        victim = Victim(model, len(info.classes), wraps, self.device, Stream(plan.seed, f"victim/{plan.defense_label}"))
+        split, notes = subset(dataset.test, limit)
+        return Built(victim, split, plan.seed, weights_hash(model), facts, notes, seconds, defend)
+
+    def _dataset(self, bound: Bound) -> Dataset:
+        if bound.label not in self._datasets:
+            self._datasets[bound.label] = bound.value.load(offline=self._offline)
+        return self._datasets[bound.label]
+
+    def _train(
+        self, plan: VictimPlan, info: DatasetInfo, dataset: Dataset, stages: Sequence[tuple[Bound, Any]]
+    ) -> tuple[nn.Module, _Chain, float, dict[str, Any]]:
+        source: ModelSource = plan.model.value
+        schedule = source.schedule(info)
+        clock = time.perf_counter()
+
+        def fresh() -> nn.Module:
+            with Stream(plan.seed, "init").as_global():
+                return source.build(info, offline=self._offline)
+
+        parts = [bound.recipe for bound, stage in stages if isinstance(stage, TrainingData | Objective)]
+        trained = plain(vars(schedule)) if schedule else None
+        chain = _Chain({"schema": SCHEMA, **plan.baseline.recipe, "schedule": trained, "training": plain(parts)})
+        if schedule is None:
+            return fresh(), chain, 0.0, {}
+        data = dataset.train
+        stream = Stream(plan.seed, "data")
+        for position, stage in enumerate(s for _, s in stages if isinstance(s, TrainingData)):
+            data = stage.apply(data, stream.child(position))
+        objective = next((s for _, s in reversed(stages) if isinstance(s, Objective)), None)
+
+        def make() -> Tuned:
+            training = self._training(plan, info, data, f"training {plan.model.label} on {plan.dataset.label}")
+            return Tuned(training.fit(fresh(), objective))
+
+        model, _ = self._cached(chain.key, f"{plan.model.label} on {plan.dataset.label}", fresh, make, None)
+        return model, chain, time.perf_counter() - clock, {}
+
+    def _tune(
+        self,
+        plan: VictimPlan,
+        info: DatasetInfo,
+        dataset: Dataset,
+        model: nn.Module,
+        chain: _Chain,
+        bound: Bound,
+        stage: Tune,
+    ) -> tuple[nn.Module, Mapping[str, Any]]:
+        def make() -> Tuned:
+            title = f"{bound.label}: tuning {plan.model.label} on {plan.dataset.label}"
+            return stage.apply(copy.deepcopy(model), self._training(plan, info, dataset.train, title))
+
+        label = f"{plan.model.label}+{bound.label} on {plan.dataset.label}"
+        return self._cached(chain.key, label, lambda: copy.deepcopy(model), make, stage.rebuild)
+
+    def _training(self, plan: VictimPlan, info: DatasetInfo, data: Split, title: str) -> Training:
+        from advplug.contracts import Schedule
+
+        schedule = plan.model.value.schedule(info) or Schedule()
+        self._progress.stage(title, 0)
+        return Training(
+            data,
+            info,
+            schedule,
+            self.device,
+            Stream(plan.seed, f"train/{title}"),
+            progress=self._report(title),
+        )
+
+    def _report(self, title: str) -> Callable[[int, int, int, int, float], None]:
+        def report(epoch: int, epochs: int, step: int, steps: int, loss: float) -> None:
+            if epoch == 1 and step == 1:
+                self._progress.stage(title, epochs * steps)
+            self._progress.advance()
+
+        return report
+
+    def _cached(
+        self,
+        key: str,
+        label: str,
+        fresh: Callable[[], nn.Module],
+        make: Callable[[], Tuned],
+        rebuild: Callable[[nn.Module, Mapping[str, Any]], nn.Module] | None,
+    ) -> tuple[nn.Module, Mapping[str, Any]]:
+        """The model of that key, and its facts: from the cache, or made and stored."""
+        made: list[nn.Module] = []
+
+        def produce() -> Artifact:
+            tuned = make()
+            if tuned.structure and rebuild is None:
+                raise UsageError(f"{label}: a defense that changes shapes has to say how to rebuild them")
+            made.append(tuned.model)
+            return Artifact.of(tuned)
+
+        artifact = self._artifacts.get_or_make(key, produce, label)
+        if made:
+            return made[0], artifact.facts
+        model = fresh()
+        if artifact.structure and rebuild is not None:
+            model = rebuild(model, artifact.structure)
+        model.load_state_dict(artifact.tensors)
+        return model, artifact.facts
+
+
+def _stages(bound: Bound) -> Defense:
+    made = bound.make()
+    return made if isinstance(made, tuple) else (made,)
+
+
+def subset(split: Split, limit: int | None) -> tuple[Split, tuple[str, ...]]:
+    """`limit` images, always the same ones for the same split; all of them, with a note, if there are fewer."""
+    if limit is None or limit == len(split):
+        return split, ()
+    if limit > len(split):
+        return split, (f"only {len(split)} test images exist, all of them were used",)
+    order = torch.randperm(len(split), generator=Stream(0, "subset").generator()).numpy()
+    return split.subset(np.sort(order[:limit])), ()
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` takes CUDA, then Apple's MPS, then the CPU. Raises UsageError for a device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if not available.get(name.partition(":")[0], False):
+        raise UsageError(f"device '{name}' is not available here; use --device cpu or leave it to auto")
+    return torch.device(name)
+
+
+def weights_hash(model: nn.Module) -> str:
+    """sha256 over names, shapes and bytes of all parameters and buffers."""
+    import hashlib
+
+    state = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        state.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()

@@ -1,0 +1,259 @@
+"""The command line: options only. Every import beyond click waits until a command needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@click.group(context_settings=CONTEXT)
+@click.version_option(package_name="advplug", message="advplug %(version)s")
+@click.option("--debug", is_flag=True, envvar="ADVPLUG_DEBUG", help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """How robust is this vision model, and does this defense help?
+
+    \b
+    advplug eval --model resnet18 --attack ifgsm --defense prune
+    advplug list attacks
+    advplug info attack pgd
+    """
+    if debug:
+        os.environ["ADVPLUG_DEBUG"] = "1"
+
+
+def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def apply(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return apply
+
+
+@cli.command("eval")
+@_options(
+    click.option("-m", "--model", "models", multiple=True, required=True, metavar="MODEL",
+                 help="Model to attack: a name, torchvision:NAME@TAG, file:PATH#arch=NAME or py:MODULE:FACTORY."),
+    click.option("-a", "--attack", "attacks", multiple=True, metavar="ATTACK",
+                 help="Attack, like ifgsm or pgd:steps=40,eps=8/255. Default: the standard protocol."),
+    click.option("-d", "--defense", "defenses", multiple=True, metavar="DEFENSE",
+                 help="Defense, like prune:ratio=0.4; A+B stacks two. Default: none."),
+    click.option("-e", "--eps", "budgets", multiple=True, metavar="EPS",
+                 help="Budget, like 8/255 or l2:0.5. Default: the dataset's customary one."),
+    click.option("--dataset", "datasets", multiple=True, default=("digits",), show_default=True, metavar="DATASET",
+                 help="Dataset: a name, folder:PATH, npz:PATH."),
+    click.option("-n", "limit", type=int, metavar="N", help="Number of test images. Default: the dataset's own."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Seed of training and attacks."),
+    click.option("--no-baseline", is_flag=True, help="Leave out the undefended baseline."),
+    click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("advplug-results"),
+                 show_default=True, metavar="DIR", help="Folder that keeps the results; runs resume from it."),
+    click.option("--fresh", is_flag=True, help="Forget what the folder holds and compute everything anew."),
+    click.option("--dry-run", is_flag=True, help="Print the cells and what is done, and compute nothing."),
+    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON (see: advplug schema)."),
+    click.option("--device", default="auto", show_default=True, metavar="DEVICE",
+                 help="auto, cpu, cuda, cuda:1 or mps."),
+    click.option("--batch-size", type=int, default=128, show_default=True,
+                 help="Images per pass; halved by itself when memory runs out."),
+    click.option("--audit", type=click.Choice(["none", "quick", "full"]), default="quick", show_default=True,
+                 help="Health checks: on 64 images, on all, or none (nothing can then be trusted)."),
+    click.option("--offline", is_flag=True, help="Never touch the network."),
+    click.option("-q", "--quiet", is_flag=True, help="No progress and no notes on standard error."),
+    click.option("-v", "--verbose", is_flag=True, help="Log what happens, and show warnings of libraries."),
+)  # fmt: skip
+def evaluate(
+    output: Path, as_json: bool, dry_run: bool, quiet: bool, verbose: bool, no_baseline: bool, **given: Any
+) -> None:
+    """Evaluate models under attack, with and without defenses.
+
+    A repeated option is an axis: every model meets every defense, attack and budget. Finished cells are
+    kept in the output folder, and the same command again computes only what is missing.
+    """
+    from advplug.errors import CellFailure
+    from advplug.session import Request, execute, plan
+
+    request = Request(output=output, baseline=not no_baseline, command=_command_line(), **given)
+    sweeps = plan(request)
+    if dry_run:
+        _print_plan(sweeps, output, request.fresh, as_json)
+        return
+    from advplug.console import console_progress, quieten, show
+
+    quieten(verbose)
+    with console_progress(quiet) as progress:
+        try:
+            result = execute(request, sweeps, progress)
+        except KeyboardInterrupt:
+            raise _Interrupted(
+                f"interrupted: finished cells are kept in {output}; to go on: {request.command}"
+            ) from None
+    show(result, as_json, quiet)
+    if result.failed:
+        raise CellFailure(f"{len(result.failed)} of {len(result.cells)} cells failed: {result.failed[0].reason}")
+
+
+@cli.command("list")
+@click.argument("kind", required=False, metavar="[KIND]")
+@click.option("--json", "as_json", is_flag=True, help="Print a list of objects, parameters included.")
+def list_plugins(kind: str | None, as_json: bool) -> None:
+    """List attacks, defenses, models, datasets or metrics."""
+    from advplug.catalogue import listing, listing_json
+    from advplug.registry import registry, reject_unknown_kind
+
+    single = reject_unknown_kind(kind) if kind else None
+    known = registry()
+    click.echo(listing_json(known, single) if as_json else listing(known, single))
+    for broken in known.broken:
+        click.echo(f"plugin '{broken.source.plugin}' failed to load: {broken.reason}", err=True)
+
+
+@cli.command()
+@click.argument("kind")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print the description as JSON.")
+def info(kind: str, name: str, as_json: bool) -> None:
+    """Describe one plugin: parameters with defaults and bounds, capabilities, paper."""
+    from advplug.catalogue import description, description_json
+    from advplug.registry import registry, reject_unknown_kind
+
+    entry = registry().get(reject_unknown_kind(kind), name)
+    click.echo(description_json(entry) if as_json else description(entry))
+
+
+@cli.command()
+@click.option("--quick", is_flag=True, help="Look at versions and plugins only, without importing torch.")
+def doctor(quick: bool) -> None:
+    """Check the installation: versions, plugins, torchvision, caches."""
+    from advplug.doctor import examine, render
+
+    report = examine(quick)
+    click.echo(render(report))
+    sys.exit(report.exit_code)
+
+
+@cli.group()
+def plugin() -> None:
+    """Write and check plugins."""
+
+
+@plugin.command("new")
+@click.argument("name")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("."), metavar="DIR",
+              help="Folder to create the package in.")  # fmt: skip
+def plugin_new(name: str, output: Path) -> None:
+    """Write an installable plugin package with a working example and its test."""
+    from advplug.scaffold import new_plugin
+
+    for path in new_plugin(name, output):
+        click.echo(path)
+
+
+@plugin.command("check")
+@click.argument("name")
+def plugin_check(name: str) -> None:
+    """Run the conformance suite on everything that an installed plugin registers."""
+    from advplug.errors import PluginError
+    from advplug.testing import check_plugin
+
+    results = check_plugin(name)
+    for subject, ok, detail in results:
+        click.echo(f"{'ok  ' if ok else 'FAIL'} {subject}{': ' + detail if detail else ''}")
+    bad = sum(not ok for _, ok, _ in results)
+    if bad:
+        raise PluginError(f"{bad} of {len(results)} checks failed")
+
+
+@cli.group()
+def cache() -> None:
+    """Look at or empty the cache of trained weights."""
+
+
+@cache.command("ls")
+def cache_ls() -> None:
+    """List what is cached: what made it, size, age."""
+    from advplug.catalogue import cache_listing
+
+    click.echo(cache_listing())
+
+
+@cache.command("clear")
+@click.confirmation_option(prompt="Delete all cached weights?")
+def cache_clear() -> None:
+    """Delete all cached weights; they are trained again when needed."""
+    from advplug.artifacts import Artifacts
+
+    click.echo(f"{Artifacts().clear()} entries deleted")
+
+
+@cli.command()
+def schema() -> None:
+    """Print the JSON Schema of `advplug eval --json`."""
+    import json
+
+    from advplug.results import json_schema
+
+    click.echo(json.dumps(json_schema(), indent=2))
+
+
+def _print_plan(sweeps: list[Any], output: Path, fresh: bool, as_json: bool) -> None:
+    from advplug.store import finished
+    from advplug.table import plan_json, render_plan
+
+    keys = [s.cell_key(eps) for s in sweeps for eps in s.budgets]
+    done = {} if fresh else finished(output, keys)
+    click.echo(plan_json(sweeps, done) if as_json else render_plan(sweeps, done))
+
+
+def _command_line() -> str:
+    import shlex
+
+    return shlex.join(["advplug", *sys.argv[1:]])
+
+
+class _Interrupted(Exception):  # noqa: N818 - not an error
+    """Ctrl-C, with the line that says how to go on."""
+
+
+def main() -> NoReturn:
+    """The entry point: every failure is one line on standard error and an exit code."""
+    from advplug.errors import AdvplugError
+
+    try:
+        code = cli(standalone_mode=False) or 0
+    except click.exceptions.Exit as stop:
+        code = stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except (KeyboardInterrupt, click.Abort):
+        code = _fail("interrupted", 130)
+    except _Interrupted as stop:
+        code = _fail(str(stop), 130)
+    except AdvplugError as error:
+        code = _fail(f"Error: {error}", error.exit_code, error)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:  # the last resort: still one line
+        text = " ".join(str(error).split())
+        code = _fail(f"Error: internal: {type(error).__name__}: {text} (--debug shows where)", 4, error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(line: str, code: int, error: BaseException | None = None) -> int:
+    if error is not None and os.environ.get("ADVPLUG_DEBUG"):
+        import traceback
+
+        traceback.print_exception(error)
+    click.echo(line, err=True)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Adversarial images kept for reuse: one file a sweep and budget, written chunk by chunk, complete or absent."""
+
+from __future__ import annotations
+
+import os
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from advplug.store import explained
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def _path(folder: Path, sweep: str, eps: Fraction) -> Path:
+    return folder / f"{sweep}-{eps.numerator}_{eps.denominator}.npy"
+
+
+class CraftedWriter:
+    """Collects a sweep's images (n, C, H, W) at each budget; nothing is visible before `finish`."""
+
+    def __init__(self, folder: Path, sweep: str, budgets: tuple[Fraction, ...], n: int) -> None:
+        self._paths = {eps: _path(folder, sweep, eps) for eps in budgets}
+        self._n = n
+        self._open: dict[Fraction, np.memmap[Any, Any]] = {}
+        self._folder = folder
+
+    def put(self, eps: Fraction, start: int, x: Tensor) -> None:
+        """Images `start`, `start + 1`, ... of the evaluated subset."""
+        images = x.float().cpu().numpy()
+        with explained(self._folder):
+            if eps not in self._open:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                shape = (self._n, *images.shape[1:])
+                self._open[eps] = np.lib.format.open_memmap(
+                    self._partial(eps), mode="w+", dtype=np.float32, shape=shape
+                )
+            self._open[eps][start : start + len(images)] = images
+
+    def finish(self) -> None:
+        with explained(self._folder):
+            for eps, array in self._open.items():
+                array.flush()
+                os.replace(self._partial(eps), self._paths[eps])
+        self._open.clear()
+
+    def _partial(self, eps: Fraction) -> Path:
+        return self._paths[eps].with_suffix(".partial")
+
+
+def has_crafted(folder: Path, sweep: str, budgets: tuple[Fraction, ...]) -> bool:
+    return all(_path(folder, sweep, eps).is_file() for eps in budgets)
+
+
+def read_crafted(folder: Path, sweep: str, eps: Fraction, start: int, stop: int) -> Tensor:
+    """Images `start` to `stop` of the evaluated subset, float32."""
+    import torch
+
+    images = np.load(_path(folder, sweep, eps), mmap_mode="r", allow_pickle=False)
+    return torch.from_numpy(np.array(images[start:stop]))

@@ -1,0 +1,112 @@
+"""What the deployed system answers: clean decisions, success of changed images, rounding to 8 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advplug.contracts import Batch
+from advplug.data import Split
+from advplug.errors import CellFailure
+from advplug.evidence import Array
+from advplug.victim import Victim
+
+CHUNK = 512
+"""Images an attack gets at once: enough to keep its batches full, few enough to bound memory."""
+DECISIONS = 10
+"""Fresh decisions of each image where the victim is randomised."""
+T = TypeVar("T")
+
+
+@dataclass
+class Clean:
+    """The victim's answers without attack: right (n, d), label and least likely class (n,)."""
+
+    right: Array
+    label: Array
+    least_likely: Array
+
+
+@dataclass
+class Batching:
+    """How many images go through the model at once; halved, and noted, when memory runs out."""
+
+    size: int
+    notes: list[str] = field(default_factory=list)
+
+    def run(self, work: Callable[[int], T]) -> T:
+        """`work(size)`, again with half the size after running out of memory. Raises CellFailure at size 1."""
+        while True:
+            try:
+                return work(self.size)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                if self.size == 1:
+                    raise CellFailure(
+                        "out of memory with a single image; use a smaller model or image size"
+                    ) from error
+                self.size = max(1, self.size // 2)
+                self.notes.append(f"out of memory: batch size halved to {self.size}")
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text
+
+
+def decide(victim: Victim, x: Tensor, batching: Batching, draws: int) -> tuple[Array, Array, Array]:
+    """(labels, accepted, least likely class), the first two (B, draws), from `draws` fresh decisions each."""
+
+    def work(size: int) -> tuple[Array, Array, Array]:
+        labels, accepted, least = [], [], []
+        for part in torch.split(x, size):
+            made = [victim.decide(part) for _ in range(draws)]
+            labels.append(torch.stack([d.label for d in made], 1))
+            accepted.append(torch.stack([d.accepted for d in made], 1))
+            scores = made[0].scores
+            least.append(made[0].label if scores is None else scores.argmin(1))
+        return tuple(torch.cat(t).cpu().numpy() for t in (labels, accepted, least))  # type: ignore[return-value]
+
+    with victim.frozen():
+        return batching.run(work)
+
+
+def draws_of(victim: Victim) -> int:
+    return DECISIONS if victim.stochastic else 1
+
+
+def clean_decisions(victim: Victim, split: Split, batching: Batching) -> Clean:
+    """Judges every evaluated image without attack."""
+    right, label, least = [], [], []
+    victim.reseed("clean")
+    for batch in split.batches(CHUNK, victim.device):
+        labels, accepted, smallest = decide(victim, batch.x, batching, draws_of(victim))
+        right.append((labels == batch.y.cpu().numpy()[:, None]) & accepted)
+        label.append(labels[:, 0])
+        least.append(smallest)
+    return Clean(np.concatenate(right), np.concatenate(label), np.concatenate(least))
+
+
+def succeeds(victim: Victim, x: Tensor, batch: Batch, batching: Batching, draws: int) -> Array:
+    """(B, draws): accepted, and wrong or the target."""
+    labels, accepted, _ = decide(victim, x, batching, draws)
+    if batch.target is not None:
+        return np.asarray(accepted & (labels == batch.target.cpu().numpy()[:, None]))
+    return np.asarray(accepted & (labels != batch.y.cpu().numpy()[:, None]))
+
+
+def round_to_8_bits(x: Tensor, x_adv: Tensor) -> Tensor:
+    """`x_adv` on the grid of 1/255, rounded toward `x`, so that no change grows."""
+    scaled = x_adv * 255
+    # A pixel that sits on the grid up to float error stays where it is.
+    near = scaled.round()
+    toward = torch.where(x_adv > x, scaled.floor(), scaled.ceil())
+    return torch.where((scaled - near).abs() < 1e-3, near, toward).div_(255).clamp_(0, 1)

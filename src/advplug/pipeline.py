@@ -1,0 +1,252 @@
+"""Runs one sweep, stage after stage: victim, attack, check of the perturbation, decision, evidence.
+
+The only module that knows the order. The engine decides what succeeded, never the attack.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advplug.build import Built
+from advplug.contracts import Ball, Batch, EvasionAttack, Targeted, Threat, Trace
+from advplug.craft import checked, craft, targets
+from advplug.crafted import CraftedWriter
+from advplug.decisions import CHUNK, Batching, Clean, draws_of, round_to_8_bits, succeeds
+from advplug.evidence import Array, Evidence
+from advplug.matrix import Sweep
+from advplug.rng import Stream
+from advplug.victim import Victim
+
+
+@dataclass
+class Timing:
+    attack: float = 0.0
+    decide: float = 0.0
+    forward: int = 0
+    backward: int = 0
+
+
+@dataclass
+class SweepResult:
+    """Evidence by budget, with the attack's own cost."""
+
+    evidence: dict[Fraction, Evidence]
+    timing: dict[Fraction, Timing]
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Chunk:
+    """One chunk of images with what is known of it before the attack."""
+
+    batch: Batch
+    attacked: Array
+    rows: slice
+
+
+def _chunks(built: Built, clean: Clean, sweep: Sweep) -> Iterator[_Chunk]:
+    """Chunks with targets set; `attacked` are the images right without attack and not the target already."""
+    stream = Stream(sweep.victim.seed, "targets")
+    start = 0
+    for batch in built.split.batches(CHUNK, built.victim.device):
+        rows = slice(start, start + len(batch))
+        start += len(batch)
+        attacked = clean.right[rows].mean(axis=1) >= 0.5
+        if isinstance(sweep.goal, Targeted):
+            wanted = targets(sweep.goal, batch, clean.least_likely[rows], built.victim.classes, stream)
+            batch = Batch(batch.x, batch.y, batch.index, wanted, text=batch.text)
+            attacked &= (wanted != batch.y).cpu().numpy()
+        yield _Chunk(batch, attacked, rows)
+
+
+@dataclass
+class _AtBudget:
+    """What one chunk gave at one budget."""
+
+    x: Tensor
+    success: Array
+    trace: Mapping[str, Array]
+    violations: int
+    worst_violation: float
+
+
+def run_sweep(
+    sweep: Sweep,
+    built: Built,
+    clean: Clean,
+    attack: EvasionAttack,
+    batching: Batching,
+    static: Callable[[Fraction, int, int], Tensor] | None = None,
+    keep: CraftedWriter | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> SweepResult:
+    """All budgets of `sweep`. `static` gives images crafted on the baseline, `keep` stores the crafted ones.
+
+    Raises CellFailure where the attack raises, or returns what is no image.
+    """
+    victim = built.victim
+    parts: dict[Fraction, list[Evidence]] = {eps: [] for eps in sweep.budgets}
+    timing = {eps: Timing() for eps in sweep.budgets}
+    for chunk in _chunks(built, clean, sweep):
+        adaptive = _attack_chunk(sweep, attack, victim, victim, chunk, batching, timing)
+        bare = (
+            _attack_chunk(sweep, attack, victim.bare, victim, chunk, batching, timing) if victim.wraps else {}
+        )
+        for eps, found in adaptive.items():
+            clock = time.perf_counter()
+            if keep is not None:
+                keep.put(eps, chunk.rows.start, found.x)
+            carried = static(eps, chunk.rows.start, chunk.rows.stop).to(victim.device) if static else None
+            parts[eps].append(
+                _evidence(victim, chunk, clean, found, bare.get(eps), carried, _rounds(sweep, eps), batching)
+            )
+            timing[eps].decide += time.perf_counter() - clock
+        progress(len(chunk.batch))
+    if keep is not None:
+        keep.finish()
+    evidence = {eps: _concatenate(found) for eps, found in parts.items()}
+    return SweepResult(evidence, timing, list(batching.notes))
+
+
+def _rounds(sweep: Sweep, eps: Fraction) -> bool:
+    """Whether an 8-bit image can differ from the clean one within the budget."""
+    return sweep.norm != "linf" or eps >= Fraction(1, 255)
+
+
+def _attack_chunk(
+    sweep: Sweep,
+    attack: EvasionAttack,
+    attacked: Victim,
+    judge: Victim,
+    chunk: _Chunk,
+    batching: Batching,
+    timing: dict[Fraction, Timing],
+) -> dict[Fraction, _AtBudget]:
+    """The chunk at each budget, ascending: crafted on `attacked`, decided by `judge`.
+
+    Images broken at one budget are carried to the larger ones; the others start from where they were.
+    """
+    draws = draws_of(judge)
+    batch, stream = chunk.batch, Stream(sweep.victim.seed, f"attack/{sweep.attack.recipe['name']}")
+    x_adv = batch.x.clone()
+    success = np.zeros((len(batch), draws), dtype=bool)
+    trace: dict[str, Array] = {}
+    results, started = {}, None
+    for eps in sweep.budgets:
+        carried = success.all(axis=1) if draws == 1 else np.zeros(len(batch), dtype=bool)
+        todo = torch.from_numpy(chunk.attacked & ~carried)
+        violations, worst = 0, 0.0
+        if todo.any():
+            threat = Threat(Ball(sweep.norm, eps), sweep.goal, sweep.attack.caps.access)
+            part = batch.take(todo.to(batch.y.device))
+            if sweep.attack.caps.warm_start and started is not None:
+                part = Batch(part.x, part.y, part.index, part.target, started[todo], part.text)
+            for v in {id(attacked): attacked, id(judge): judge}.values():
+                v.reseed(sweep.key, eps, chunk.rows.start)
+            clock, before = time.perf_counter(), (attacked.passes.forward, attacked.passes.backward)
+            crafted, steps = craft(attack, attacked, part, threat, stream, batching, sweep.attack.label)
+            timing[eps].attack += time.perf_counter() - clock
+            timing[eps].forward += attacked.passes.forward - before[0]
+            timing[eps].backward += attacked.passes.backward - before[1]
+            crafted, violations, worst = checked(crafted, part, threat)
+            clock = time.perf_counter()
+            success[todo.numpy()] = succeeds(judge, crafted, part, batching, draws)
+            timing[eps].decide += time.perf_counter() - clock
+            x_adv[todo] = crafted
+            _merge(trace, steps, todo.numpy())
+            started = x_adv
+        results[eps] = _AtBudget(x_adv.clone(), success.copy(), dict(_copied(trace)), violations, worst)
+    return results
+
+
+def _evidence(
+    victim: Victim,
+    chunk: _Chunk,
+    clean: Clean,
+    found: _AtBudget,
+    bare: _AtBudget | None,
+    static: Tensor | None,
+    rounds: bool,
+    batching: Batching,
+) -> Evidence:
+    batch, draws = chunk.batch, draws_of(victim)
+    todo = torch.from_numpy(chunk.attacked)
+
+    def judged(x: Tensor) -> Array:
+        success = np.zeros((len(batch), draws), dtype=bool)
+        if todo.any():
+            picked = todo.to(x.device)
+            success[chunk.attacked] = succeeds(victim, x[picked], batch.take(picked), batching, draws)
+        return success
+
+    return Evidence(
+        index=batch.index.cpu().numpy(),
+        y=batch.y.cpu().numpy(),
+        clean=clean.right[chunk.rows],
+        attacked=chunk.attacked,
+        adaptive=found.success,
+        static=None if static is None else judged(static),
+        bare=None if bare is None else bare.success,
+        rounded=judged(round_to_8_bits(batch.x, found.x)) if rounds else None,
+        linf=Ball("linf", Fraction(1)).measure(batch.x, found.x).cpu().numpy(),
+        l2=Ball("l2", Fraction(1)).measure(batch.x, found.x).cpu().numpy(),
+        violations=found.violations,
+        worst_violation=found.worst_violation,
+        **found.trace,
+    )
+
+
+_TRACE = ("steps", "zero_gradient", "nonfinite", "queries", "any_iterate", "final_iterate")
+
+
+def _merge(into: dict[str, Array], trace: Trace | None, todo: Array) -> None:
+    """Adds an attack's trace of the images at `todo`: counts add up over budgets, bits are the latest."""
+    for name in _TRACE:
+        value = None if trace is None else getattr(trace, name)
+        if value is None:
+            continue
+        new = value.cpu().numpy()
+        column = into.setdefault(name, np.zeros(len(todo), dtype=new.dtype))
+        if name == "queries" or name == "steps":
+            column[todo] += new
+        else:
+            column[todo] = new
+
+
+def _copied(trace: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
+    return ((name, values.copy()) for name, values in trace.items())
+
+
+def _concatenate(parts: list[Evidence]) -> Evidence:
+    joined = {}
+    for name in Evidence.__dataclass_fields__:
+        values = [getattr(p, name) for p in parts]
+        if name == "violations":
+            joined[name] = sum(values)
+        elif name == "worst_violation":
+            joined[name] = max(values)
+        elif any(v is None for v in values):
+            joined[name] = _padded(values, parts)
+        else:
+            joined[name] = np.concatenate(values)
+    return Evidence(**joined)
+
+
+def _padded(values: list[Array | None], parts: list[Evidence]) -> Array | None:
+    """A trace is missing where a chunk had nothing to attack; zeros stand for it there."""
+    known = next((v for v in values if v is not None), None)
+    if known is None:
+        return None
+    return np.concatenate(
+        [
+            np.zeros((p.n, *known.shape[1:]), known.dtype) if v is None else v
+            for v, p in zip(values, parts, strict=True)
+        ]
+    )

@@ -1,0 +1,254 @@
+"""Runs a matrix: victim by victim, what is missing only; stores each sweep as it finishes."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from advplug import audit as audits
+from advplug.artifacts import Artifacts
+from advplug.assemble import Stored, finding, identity
+from advplug.build import Builder, Built
+from advplug.crafted import CraftedWriter, has_crafted, read_crafted
+from advplug.decisions import Batching, Clean, clean_decisions
+from advplug.errors import AdvplugError, CellFailure, UsageError
+from advplug.evidence import Evidence
+from advplug.health import Audit, Group, examine
+from advplug.matrix import Sweep, VictimPlan
+from advplug.params import plain
+from advplug.pipeline import SweepResult, run_sweep
+from advplug.registry import Registry
+from advplug.results import Cell, Passes, Seconds, Status
+from advplug.store import Store
+
+VICTIMS_KEPT = 3
+"""Built victims held in memory: the baseline, the one at work, and one that an attack needs."""
+
+
+class Progress(Protocol):
+    """Where the runner says what it does; every call is cheap and may be ignored."""
+
+    def stage(self, text: str, total: int) -> None: ...
+    def advance(self, steps: int = 1) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+class Silent:
+    """Says nothing."""
+
+    def stage(self, text: str, total: int) -> None: ...
+    def advance(self, steps: int = 1) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+@dataclass
+class Options:
+    """How to run, none of which changes a result."""
+
+    device: str = "auto"
+    batch_size: int = 128
+    audit: audits.AuditLevel = "quick"
+    offline: bool = False
+    cache: Path | None = None
+
+
+@dataclass
+class Runner:
+    """One run over `sweeps` into `store`."""
+
+    sweeps: Sequence[Sweep]
+    store: Store
+    registry: Registry
+    options: Options = field(default_factory=Options)
+    progress: Progress = field(default_factory=Silent)
+    usage_errors: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.batching = Batching(self.options.batch_size)
+        artifacts = Artifacts(self.options.cache) if self.options.cache else Artifacts()
+        self._builder = Builder(artifacts, self.options.device, self.options.offline, self.progress)
+        self._victims: OrderedDict[str, tuple[Built, Clean]] = OrderedDict()
+        by_key = {s.key: s for s in self.sweeps if s.refused is None}
+        self._baselines: dict[str, Sweep] = {}
+        self._dependents: dict[str, list[Sweep]] = {}
+        for sweep in by_key.values():
+            base = by_key.get(replace(sweep, victim=sweep.victim.baseline).key) if sweep.victim.defense else None
+            if base is not None:
+                self._baselines[sweep.key] = base
+                self._dependents.setdefault(base.key, []).append(sweep)
+
+    @property
+    def device(self) -> str:
+        return str(self._builder.device)
+
+    def run(self) -> None:
+        """Runs what is missing. Failures of a cell are stored with their reason; the others go on."""
+        for _, group in itertools.groupby(self.sweeps, key=lambda s: s.victim.key):
+            sweeps = list(group)
+            for sweep in sweeps:
+                self._run(sweep)
+            if self.options.audit != "none":
+                self._audit(sweeps)
+        self._drop_crafted()
+
+    # --- one sweep ---
+
+    def _run(self, sweep: Sweep) -> None:
+        if sweep.refused is not None:
+            reason = str(sweep.refused)
+            self.store.put(sweep.key, [(self._cell(sweep, e, "refused", reason), None) for e in sweep.budgets])
+            return
+        keep = self._wanted_as_static(sweep)
+        if self._done(sweep) and (not keep or has_crafted(self.store.crafted, sweep.key, sweep.budgets)):
+            return
+        try:
+            result, built = self._compute(sweep, keep)
+            cells = [self._ok(sweep, eps, built, result) for eps in sweep.budgets]
+        except CellFailure as error:
+            self._fail(sweep, error)
+        except UsageError as error:
+            # Bad for this victim or attack only: the other cells may well run.
+            self.usage_errors.append(str(error))
+            self._fail(sweep, error)
+        else:
+            self.store.put(sweep.key, cells)
+
+    def _fail(self, sweep: Sweep, error: AdvplugError) -> None:
+        self.progress.note(f"failed: {sweep.attack.label} on {sweep.victim.model.label}: {error}")
+        self.store.put(sweep.key, [(self._cell(sweep, e, "failed", str(error)), None) for e in sweep.budgets])
+
+    def _compute(self, sweep: Sweep, keep: bool) -> tuple[SweepResult, Built]:
+        built, clean = self.victim(sweep.victim)
+        needs = {name: self.victim(plan)[0].victim for name, plan in sweep.needs.items()}
+        attack = sweep.attack.make(**needs)
+        title = f"{sweep.victim.model.label} | {sweep.victim.defense_label} | {sweep.attack.label} {sweep.norm}"
+        self.progress.stage(title, len(built.split))
+        writer = CraftedWriter(self.store.crafted, sweep.key, sweep.budgets, len(built.split)) if keep else None
+        result = run_sweep(
+            sweep, built, clean, attack, self.batching, self._static(sweep), writer, self.progress.advance
+        )
+        return result, built
+
+    def victim(self, plan: VictimPlan) -> tuple[Built, Clean]:
+        """The victim, trained and judged without attack once, and kept while it is used."""
+        if plan.key not in self._victims:
+            while len(self._victims) >= VICTIMS_KEPT:
+                self._victims.popitem(last=False)
+            built = self._builder.build(plan, self._limit(plan))
+            built.victim.batch_size = self.batching.size
+            clean = clean_decisions(built.victim, built.split, self.batching)
+            built.victim.batch_dependent = audits.is_batch_dependent(built)
+            self._victims[plan.key] = (built, clean)
+        self._victims.move_to_end(plan.key)
+        return self._victims[plan.key]
+
+    def _limit(self, plan: VictimPlan) -> int | None:
+        return next(s.limit for s in self.sweeps if s.victim.dataset.label == plan.dataset.label)
+
+    # --- static attacks: images crafted on the undefended baseline ---
+
+    def _wanted_as_static(self, sweep: Sweep) -> bool:
+        """Whether an unfinished cell of a defended victim will be judged on this sweep's images."""
+        return any(not self._done(s) for s in self._dependents.get(sweep.key, ()))
+
+    def _static(self, sweep: Sweep) -> Callable[[Fraction, int, int], Tensor] | None:
+        base = self._baselines.get(sweep.key)
+        if base is None or not has_crafted(self.store.crafted, base.key, base.budgets):
+            return None
+        return lambda eps, start, stop: read_crafted(self.store.crafted, base.key, eps, start, stop)
+
+    def _drop_crafted(self) -> None:
+        for sweep in self.sweeps:
+            if sweep.key in self._dependents and not self._wanted_as_static(sweep):
+                for file in self.store.crafted.glob(f"{sweep.key}-*"):
+                    file.unlink(missing_ok=True)
+
+    # --- cells ---
+
+    def _done(self, sweep: Sweep) -> bool:
+        cells = [self.store.cell(sweep.cell_key(eps)) for eps in sweep.budgets]
+        return all(c is not None and c.status == "ok" for c in cells)
+
+    def _cell(self, sweep: Sweep, eps: Fraction, status: Status, reason: str | None = None, **rest: Any) -> Cell:
+        columns: dict[str, Any] = identity(sweep, eps)
+        return Cell(sweep.cell_key(eps), attack=sweep.attack.label, status=status, reason=reason, **columns, **rest)
+
+    def _ok(self, sweep: Sweep, eps: Fraction, built: Built, result: SweepResult) -> tuple[Cell, Evidence]:
+        evidence, timing = result.evidence[eps], result.timing[eps]
+        flags, _ = examine(Group([finding(sweep, evidence)], defended=bool(sweep.victim.defense)), cell=True)
+        values, notes = self._metrics(evidence)
+        cell = self._cell(
+            sweep,
+            eps,
+            "ok",
+            flags=flags,
+            metrics=values,
+            passes=Passes(timing.forward, timing.backward),
+            seconds=Seconds(built.seconds_train, built.seconds_defend, timing.attack, timing.decide),
+            notes=(*sweep.notes, *built.notes, *result.notes, *notes),
+            provenance=_provenance(sweep, built, evidence),
+        )
+        return cell, evidence
+
+    def _metrics(self, evidence: Evidence) -> tuple[dict[str, Any], list[str]]:
+        values: dict[str, Any] = {}
+        notes = []
+        for entry in self.registry.entries("metric"):
+            try:
+                values |= entry.make({p.name: p.default for p in entry.params()})(evidence)
+            except Exception as error:  # a plugin's metric must not cost the cell
+                values |= dict.fromkeys(entry.spec.caps.values)  # type: ignore[union-attr]
+                notes.append(f"metric '{entry.name}' failed: {type(error).__name__}: {error}")
+        return values, notes
+
+    # --- audits ---
+
+    def _audit(self, sweeps: list[Sweep]) -> None:
+        level = self.options.audit
+        for sweep, eps in ((s, e) for s in sweeps for e in s.budgets):
+            cell = self.store.cell(sweep.cell_key(eps))
+            key = f"{level}:{sweep.threat_key(eps)}"
+            if cell is None or cell.status != "ok" or self.store.audit(key) is not None:
+                continue
+            try:
+                built, clean = self.victim(sweep.victim)
+                self.progress.stage(f"audit of {sweep.victim.model.label} | {sweep.victim.defense_label}", 1)
+                probes = audits.run_audit(built, clean, sweep.norm, eps, sweep.goal, level, self.batching)
+            except AdvplugError as error:
+                self.progress.note(f"the audit failed, its checks stay unchecked: {error}")
+                continue
+            self.store.put_audit(key, audits.to_bytes(probes))
+            self.store.put_audit(f"batch:{sweep.victim.key}", b"1" if built.victim.batch_dependent else b"0")
+
+
+def stored(store: Store, level: str) -> Stored:
+    """How to read `store`; a full audit also answers for a quick one."""
+
+    def audit(key: str) -> Audit | None:
+        data = (level != "none" or None) and (store.audit(f"full:{key}") or store.audit(f"quick:{key}"))
+        return audits.from_bytes(data) if data else None
+
+    def batch_dependent(key: str) -> bool | None:
+        data = store.audit(f"batch:{key}")
+        return None if data is None else data == b"1"
+
+    return Stored(store.cell, store.evidence, audit, batch_dependent)
+
+
+def _provenance(sweep: Sweep, built: Built, evidence: Evidence) -> dict[str, Any]:
+    indices = hashlib.sha256(evidence.index.astype("<i8").tobytes()).hexdigest()
+    return {
+        **plain(sweep.victim.recipe),
+        "attack": plain(sweep.attack.recipe),
+        "images": {"n": evidence.n, "indices_sha256": indices},
+        "weights_sha256": built.weights_sha256,
+        "facts": plain(built.facts),
+    }

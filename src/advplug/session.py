@@ -1,0 +1,106 @@
+"""From what a user asked for, as text or objects, to the result: shared by the command line and the Python API."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from advplug import __version__
+from advplug.budgets import parse_budget
+from advplug.errors import UsageError
+from advplug.matrix import Axes, Bound, Sweep, bind, bind_stack, expand
+from advplug.parse import parse_reference, parse_stack
+from advplug.registry import Registry, registry
+from advplug.results import RunInfo, RunResult
+
+if TYPE_CHECKING:
+    from advplug.runner import Progress
+
+DEFAULT_OUTPUT = Path("advplug-results")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One evaluation. Models and datasets are references, or objects bound already; `output` None keeps no files."""
+
+    models: tuple[str | Bound, ...]
+    attacks: tuple[str, ...] = ()
+    defenses: tuple[str, ...] = ()
+    budgets: tuple[str, ...] = ()
+    datasets: tuple[str | Bound, ...] = ("digits",)
+    limit: int | None = None
+    seed: int = 0
+    baseline: bool = True
+    output: Path | None = DEFAULT_OUTPUT
+    fresh: bool = False
+    device: str = "auto"
+    batch_size: int = 128
+    audit: Literal["none", "quick", "full"] = "quick"
+    offline: bool = False
+    command: str = ""
+    cache: Path | None = field(default=None)
+
+
+def plan(request: Request) -> list[Sweep]:
+    """The sweeps of the request, without torch. Raises UsageError for anything that cannot be asked for."""
+    known = registry()
+    if request.limit is not None and request.limit < 1:
+        raise UsageError(f"-n must be at least 1 image, got {request.limit}")
+    if request.batch_size < 1:
+        raise UsageError(f"--batch-size must be at least 1, got {request.batch_size}")
+    if not 0 <= request.seed < 2**63:
+        raise UsageError(f"--seed must be a whole number of at least 0, got {request.seed}")
+    axes = Axes(
+        datasets=tuple(_bound(known, "dataset", d) for d in request.datasets),
+        models=tuple(_bound(known, "model", m) for m in request.models),
+        defenses=tuple(bind_stack(known, parse_stack(d)) for d in request.defenses or ("none",)),
+        attacks=tuple(parse_reference(a) for a in request.attacks),
+        budgets=tuple(parse_budget(e) for e in request.budgets),
+        seeds=(request.seed,),
+        limit=request.limit,
+        baseline=request.baseline,
+    )
+    return expand(axes, known)
+
+
+def _bound(known: Registry, kind: str, item: str | Bound) -> Bound:
+    return item if isinstance(item, Bound) else bind(known, kind, parse_reference(item))
+
+
+def execute(request: Request, sweeps: list[Sweep], progress: Progress | None = None) -> RunResult:
+    """Runs what is missing and returns the result of all cells.
+
+    Raises UsageError where nothing could be computed because of what was asked for.
+    """
+    from advplug.assemble import assemble
+    from advplug.runner import Options, Runner, Silent, stored
+    from advplug.store import Store
+
+    options = Options(request.device, request.batch_size, request.audit, request.offline, request.cache)
+    with ExitStack() as stack:
+        folder = request.output or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="advplug-")))
+        store = stack.enter_context(Store(folder, request.fresh))
+        runner = Runner(sweeps, store, registry(), options, progress or Silent())
+        runner.run()
+        output = None if request.output is None else str(folder)
+        info = RunInfo(versions(), request.seed, runner.device, request.command, output)
+        result = assemble(sweeps, stored(store, request.audit), info)
+    if runner.usage_errors and not any(c.status == "ok" for c in result.cells):
+        raise UsageError(runner.usage_errors[0])
+    return result
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a number depends on."""
+    found = {"advplug": __version__, "python": platform.python_version()}
+    for name in ("torch", "torchvision", "numpy"):
+        found[name] = importlib.metadata.version(name)
+    for source in registry().sources:
+        if source.plugin != "builtin":
+            found[source.distribution] = source.version
+    return found

@@ -1,0 +1,176 @@
+"""results.sqlite: finished cells with their per-image evidence, and the audits. One process writes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from advplug.errors import AdvplugError, UsageError
+from advplug.evidence import Evidence
+from advplug.results import Cell, cell_from_json
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS cell (
+    key TEXT PRIMARY KEY, sweep TEXT NOT NULL, status TEXT NOT NULL, cell TEXT NOT NULL, evidence BLOB,
+    finished TEXT NOT NULL DEFAULT (datetime('now')));
+CREATE TABLE IF NOT EXISTS audit (
+    key TEXT PRIMARY KEY, audit BLOB NOT NULL, finished TEXT NOT NULL DEFAULT (datetime('now')));
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
+LAYOUT = 1
+"""Version of the tables; a folder of another version is refused, never rewritten."""
+
+
+class Store:
+    """One run folder. Only one process at a time may hold it; rows survive a kill at any moment."""
+
+    def __init__(self, folder: Path, fresh: bool = False) -> None:
+        """Opens or creates `folder`; `fresh` forgets what it holds. Raises UsageError where that is impossible."""
+        self.folder = folder
+        with explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(folder / ".lock")
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                raise UsageError(
+                    f"{folder} is in use by another run; wait for it or choose another folder with -o"
+                ) from None
+            try:
+                self._db = self._open(fresh)
+            except BaseException:
+                self._lock.release()
+                raise
+
+    def _open(self, fresh: bool) -> sqlite3.Connection:
+        path = self.folder / "results.sqlite"
+        if fresh:
+            for name in ("results.sqlite", "results.sqlite-journal"):
+                (self.folder / name).unlink(missing_ok=True)
+            for crafted in self.crafted.glob("*"):
+                crafted.unlink()
+        db = sqlite3.connect(path, isolation_level=None)
+        db.execute("PRAGMA journal_mode=DELETE")
+        db.execute("PRAGMA synchronous=FULL")
+        db.executescript(_TABLES)
+        row = db.execute("SELECT value FROM meta WHERE key='layout'").fetchone()
+        if row is None:
+            db.execute("INSERT OR IGNORE INTO meta VALUES ('layout', ?)", (str(LAYOUT),))
+        elif int(row[0]) != LAYOUT:
+            db.close()
+            raise UsageError(
+                f"{path} was written by another version of advplug; choose another folder with -o"
+            )
+        return db
+
+    @property
+    def crafted(self) -> Path:
+        """Where adversarial images are kept that other cells still need."""
+        return self.folder / "crafted"
+
+    def close(self) -> None:
+        self._db.close()
+        self._lock.release()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with explained(self.folder):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def put(self, sweep: str, cells: Sequence[tuple[Cell, Evidence | None]]) -> None:
+        """Writes cells at once; one that is `ok` already stays as it is."""
+        rows = [
+            (c.key, sweep, c.status, json.dumps(asdict(c), allow_nan=False), e.to_bytes() if e else None)
+            for c, e in cells
+        ]
+        with self._transaction():
+            self._db.executemany(
+                "INSERT INTO cell (key, sweep, status, cell, evidence) VALUES (?, ?, ?, ?, ?) "
+                "ON CONFLICT (key) DO UPDATE SET status=excluded.status, cell=excluded.cell, "
+                "evidence=excluded.evidence, finished=excluded.finished WHERE cell.status != 'ok'",
+                rows,
+            )
+
+    def cell(self, key: str) -> Cell | None:
+        row = self._db.execute("SELECT cell FROM cell WHERE key=?", (key,)).fetchone()
+        return cell_from_json(json.loads(row[0])) if row else None
+
+    def evidence(self, key: str) -> Evidence | None:
+        row = self._db.execute("SELECT evidence FROM cell WHERE key=?", (key,)).fetchone()
+        return Evidence.from_bytes(row[0]) if row and row[0] else None
+
+    def put_audit(self, key: str, audit: bytes) -> None:
+        with self._transaction():
+            self._db.execute("INSERT OR REPLACE INTO audit (key, audit) VALUES (?, ?)", (key, audit))
+
+    def audit(self, key: str) -> bytes | None:
+        row = self._db.execute("SELECT audit FROM audit WHERE key=?", (key,)).fetchone()
+        return bytes(row[0]) if row else None
+
+
+def finished(folder: Path, keys: Sequence[str]) -> dict[str, str]:
+    """Status by key of the stored cells among `keys`, without locking or creating anything."""
+    path = folder / "results.sqlite"
+    if not path.is_file():
+        return {}
+    with explained(folder), contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+        rows = dict(db.execute("SELECT key, status FROM cell"))
+    return {k: rows[k] for k in keys if k in rows}
+
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full; free some space, then run the same command again to go on",
+    errno.EDQUOT: "the disk quota is used up; free some space, then run the same command again to go on",
+    errno.EACCES: "no permission to write there; choose another folder with -o",
+    errno.EPERM: "no permission to write there; choose another folder with -o",
+    errno.EROFS: "it is on a read-only file system; choose another folder with -o",
+    errno.ENOTDIR: "it is a file, not a folder; choose another folder with -o",
+    errno.EEXIST: "it is a file, not a folder; choose another folder with -o",
+}
+
+
+@contextlib.contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Turns failures to write below `folder` into one clear line."""
+    try:
+        yield
+    except AdvplugError:
+        raise
+    except OSError as error:
+        reason = _REASONS.get(error.errno or 0, os.strerror(error.errno) if error.errno else str(error))
+        raise UsageError(f"cannot write to {folder}: {reason}") from error
+    except sqlite3.DatabaseError as error:
+        raise UsageError(f"cannot use {folder}/results.sqlite: {_sqlite_reason(error)}") from error
+
+
+def _sqlite_reason(error: sqlite3.DatabaseError) -> str:
+    text: Any = str(error)
+    if "full" in text:
+        return _REASONS[errno.ENOSPC]
+    if "not a database" in text or "malformed" in text:
+        return "it is no results file or is damaged; move it away, or start anew with --fresh"
+    if "readonly" in text or "unable to open" in text:
+        return _REASONS[errno.EACCES]
+    return str(text)

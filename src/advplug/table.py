@@ -1,0 +1,197 @@
+"""Results as text tables for people: cells, then the worst case of every threat with its verdict."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from advplug.estimate import Estimate
+from advplug.matrix import Sweep
+from advplug.results import Cell, Flag, RunResult, ThreatRow
+
+Row = Sequence[str]
+
+
+def percent(estimate: Estimate | None, interval: bool = False) -> str:
+    """`93.4`, or `93.4 [90.3, 95.6]`; a dash where the quantity does not apply."""
+    if estimate is None:
+        return "-"
+    text = f"{100 * estimate.value:.1f}"
+    if interval and estimate.low is not None and estimate.high is not None:
+        text += f" [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+    return text
+
+
+def _points(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "-"
+    assert estimate.low is not None
+    assert estimate.high is not None
+    return f"{100 * estimate.value:+.1f} [{100 * estimate.low:+.1f}, {100 * estimate.high:+.1f}]"
+
+
+def _metric(name: str, interval: bool = False) -> Callable[[Cell], str]:
+    return lambda cell: percent(cell.metrics.get(name), interval)
+
+
+def render(result: RunResult) -> str:
+    """The whole result as text; columns that say the same in every row are written above the table."""
+    parts = [_cells(result.cells), _threats(result.threats), *_remarks(result)]
+    return "\n\n".join(p for p in parts if p)
+
+
+def _cells(cells: Sequence[Cell]) -> str:
+    columns: dict[str, Callable[[Cell], str]] = {
+        "dataset": lambda c: c.dataset,
+        "model": lambda c: c.model,
+        "defense": lambda c: c.defense,
+        "attack": lambda c: c.attack,
+        "norm": lambda c: c.norm,
+        "eps": lambda c: c.eps,
+        "goal": lambda c: c.goal,
+        "clean %": _metric("clean_accuracy"),
+        "robust % [95 %]": _metric("robust_accuracy", True),
+        "static %": _metric("static_robust_accuracy"),
+        "adaptive %": _metric("adaptive_robust_accuracy"),
+        "8-bit %": _metric("robust_accuracy_8bit"),
+        "success %": _metric("attack_success_rate"),
+        "status": lambda c: c.status if c.status != "ok" else ", ".join(f.name for f in c.flags) or "ok",
+    }
+    return _table("Attacks", columns, cells, constant=("dataset", "model", "norm", "goal"))
+
+
+def _threats(threats: Sequence[ThreatRow]) -> str:
+    columns: dict[str, Callable[[ThreatRow], str]] = {
+        "dataset": lambda t: t.dataset,
+        "model": lambda t: t.model,
+        "defense": lambda t: t.defense,
+        "norm": lambda t: t.norm,
+        "eps": lambda t: t.eps,
+        "goal": lambda t: t.goal,
+        "clean % [95 %]": lambda t: percent(t.clean_accuracy, True),
+        "worst case % [95 %]": lambda t: percent(t.worst_case_accuracy, True),
+        "against undefended": lambda t: _points(t.difference_to_baseline),
+        "verdict": lambda t: t.verdict or "not measured",
+    }
+    return _table("Worst case over the attacks", columns, threats, constant=("dataset", "model", "norm", "goal"))
+
+
+def _table(title: str, columns: Mapping[str, Callable[..., str]], items: Sequence[object], constant: Row) -> str:
+    """A table of `items`; columns named in `constant` that never vary move into the title."""
+    if not items:
+        return ""
+    rows = [[cell(item) for cell in columns.values()] for item in items]
+    fixed = [(i, name) for i, name in enumerate(columns) if name in constant and len({row[i] for row in rows}) == 1]
+    heading = ", ".join(f"{name} {rows[0][i]}" for i, name in fixed)
+    skip = {i for i, _ in fixed} | {
+        i for i, name in enumerate(columns) if len(rows) and all(row[i] == "-" for row in rows)
+    }
+    kept = [i for i in range(len(columns)) if i not in skip]
+    names = list(columns)
+    return grid(
+        f"{title} ({heading})" if heading else title,
+        [names[i] for i in kept],
+        [[r[i] for i in kept] for r in rows],
+    )
+
+
+def grid(title: str, header: Row, rows: Sequence[Row]) -> str:
+    """A plain table; numbers align right. It is never cut to the width of a terminal."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in header:
+        table.add_column(name, justify="right" if "%" in name or name == "eps" else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(cell.replace("[", "\\[") for cell in row))
+    buffer = io.StringIO()
+    width = max(
+        shutil.get_terminal_size().columns,
+        sum(max(map(len, c)) + 3 for c in zip(header, *rows, strict=True)),
+        40,
+    )
+    Console(file=buffer, width=width, color_system=None, legacy_windows=False).print(table)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()).strip("\n")
+
+
+def _remarks(result: RunResult) -> list[str]:
+    lines: list[str] = []
+    for cell in result.cells:
+        if cell.status != "ok":
+            lines.append(
+                f"{cell.status}: {cell.attack} on {cell.model} ({cell.defense}), {cell.norm} {cell.eps}: {cell.reason}"
+            )
+        lines += [f"note: {cell.attack} on {cell.model} ({cell.defense}): {note}" for note in cell.notes]
+    lines += _facts(result.cells)
+    flags: dict[Flag, None] = {}
+    for flag in (f for t in result.threats for f in t.flags):
+        flags.setdefault(flag)
+    lines += [f"{flag.level}: {flag.name}: {flag.detail}" for flag in flags]
+    for threat in result.threats:
+        if threat.verdict == "upper bound":
+            why = (
+                f"not checked: {', '.join(threat.unchecked)}"
+                if threat.unchecked
+                else "a stronger attack may break more"
+            )
+            lines.append(f"upper bound: {threat.model} ({threat.defense}), {threat.norm} {threat.eps}: {why}")
+    return ["\n".join(dict.fromkeys(lines))] if lines else []
+
+
+def _facts(cells: Sequence[Cell]) -> list[str]:
+    lines = []
+    for cell in cells:
+        for defense, facts in cell.provenance.get("facts", {}).items():
+            told = ", ".join(f"{k.replace('_', ' ')} {v:,}" if isinstance(v, int) else f"{k.replace('_', ' ')} {v}"
+                             for k, v in facts.items() if isinstance(v, int | float | str))  # fmt: skip
+            lines.append(f"{defense} on {cell.model}: {told}")
+    return lines
+
+
+def plan_rows(sweeps: Sequence[Sweep], done: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The cells of a matrix, each with what is stored of it: to do, done, again (it failed) or refused."""
+    rows = []
+    for sweep in sweeps:
+        for eps in sweep.budgets:
+            stored = done.get(sweep.cell_key(eps), "")
+            state = "refused" if sweep.refused else {"ok": "done", "failed": "again"}.get(stored, "to do")
+            rows.append(
+                {
+                    "key": sweep.cell_key(eps),
+                    "dataset": sweep.victim.dataset.label,
+                    "model": sweep.victim.model.label,
+                    "defense": sweep.victim.defense_label,
+                    "attack": sweep.attack.label,
+                    "norm": sweep.norm,
+                    "eps": str(eps),
+                    "images": sweep.limit,
+                    "state": state,
+                    "reason": str(sweep.refused) if sweep.refused else None,
+                    "notes": list(sweep.notes),
+                }
+            )
+    return rows
+
+
+def plan_json(sweeps: Sequence[Sweep], done: Mapping[str, str]) -> str:
+    return json.dumps({"cells": plan_rows(sweeps, done)}, indent=2)
+
+
+def render_plan(sweeps: Sequence[Sweep], done: Mapping[str, str]) -> str:
+    """The cells of a matrix with what is stored of them, and why some are refused."""
+    rows = plan_rows(sweeps, done)
+    remarks = []
+    for row in rows:
+        if row["reason"]:
+            remarks.append(f"refused: {row['attack']} on {row['model']} ({row['defense']}): {row['reason']}")
+        remarks += [f"note: {row['attack']}: {note}" for note in row["notes"]]
+    header = ["dataset", "model", "defense", "attack", "norm", "eps", "images", "state"]
+    count = sum(row["state"] in ("to do", "again") for row in rows)
+    text = [["all" if row[h] is None else str(row[h]) for h in header] for row in rows]
+    table = grid(f"{len(rows)} cells, {count} to compute", header, text)
+    return "\n\n".join([table, *(["\n".join(dict.fromkeys(remarks))] if remarks else [])])
