@@ -134,8 +134,8 @@ def _optimizer(chosen: list[nn.Parameter], plan: Schedule) -> torch.optim.Optimi
         {"params": [p for p in chosen if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if plan.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=plan.lr, momentum=plan.momentum, nesterov=plan.momentum > 0)
-    return torch.optim.AdamW(groups, lr=plan.lr)
+        return torch.optim.SGD(groups, lr=plan.lr, momentum=plan.momentum, nesterov=plan.momentum > 0, fused=True)
+    return torch.optim.AdamW(groups, lr=plan.lr, fused=True)
 
 
 def _rate(step: int, steps: int, one_cycle: bool) -> float:
