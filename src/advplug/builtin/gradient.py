@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from advplug.engine import GradientAttack
 
 Steps: TypeAlias = Annotated[int, Param("gradient steps", ge=1)]
-Alpha: TypeAlias = Annotated[Fraction | None, Param("step length in pixel units; none: a share of eps", gt=0)]
-Restarts: TypeAlias = Annotated[int, Param("starts, each only for images that withstood the ones before", ge=1)]
+Alpha: TypeAlias = Annotated[Fraction | None, Param("step in pixel units; none: a share of eps", gt=0)]
+Restarts: TypeAlias = Annotated[int, Param("starts, later ones only for survivors", ge=1)]
 LossName: TypeAlias = Annotated[Literal["ce", "margin", "dlr"], Param("loss that is maximised")]
 KeepGoing: TypeAlias = Annotated[bool, Param("take all steps and keep the iterate of highest loss")]
 Draws: TypeAlias = Annotated[int, Param("samples a gradient is averaged over, for randomised victims", ge=1)]
 Precision: TypeAlias = Annotated[
-    Literal["auto", "float32"], Param("auto: the fastest of float32 and bfloat16, by a short timing; decisions stay float32")
+    Literal["auto", "float32"],
+    Param("auto: the fastest of float32 and bfloat16, by a short timing; decisions stay float32"),
 ]
 
 AUTO: Any = "auto"
@@ -31,7 +32,7 @@ def _make(**fields: Any) -> GradientAttack:
 
 
 def _share(steps: int) -> float:
-    """A step of 2.5 eps / steps, as Madry et al. advise: it can reach and cross the ball, and still settle."""
+    """A step of 2.5 eps / steps, as Madry et al. advise: it can cross the ball and still settle."""
     return min(1.0, 2.5 / steps)
 
 
@@ -40,8 +41,9 @@ def fgsm(
 ) -> GradientAttack:
     """One step of length eps from the clean image."""
     return _make(
-        steps=1, fraction=1.0, start="clean", loss=loss, draws=draws, keep_going=keep_going, precision=precision
-    )
+        steps=1, fraction=1.0, start="clean", loss=loss, draws=draws, keep_going=keep_going,
+        precision=precision,
+    )  # fmt: skip
 
 
 def ifgsm(
@@ -79,7 +81,7 @@ def pgd(
     steps: Steps = 20,
     alpha: Alpha = None,
     restarts: Restarts = 1,
-    random_start: Annotated[bool, Param("begin at a random point of the ball; no: at the clean image")] = True,
+    random_start: Annotated[bool, Param("begin at a random point; no: at the clean image")] = True,
     loss: LossName = "ce",
     draws: Draws = 1,
     keep_going: KeepGoing = False,
@@ -94,7 +96,8 @@ def pgd(
 
 def eot_pgd(
     transforms: Annotated[
-        Stack | None, Param("what the image must survive: rotation:degrees=15+noise:sigma=0.05; none: randomness of the victim")
+        Stack | None,
+        Param("what images must survive, as rotation:degrees=15+noise:sigma=0.05; none: the victim's randomness"),
     ] = None,
     draws: Draws = 20,
     steps: Steps = 20,
@@ -132,7 +135,7 @@ def apgd_t(
     draws: Draws = 1,
     precision: Precision = "auto",
 ) -> GradientAttack:
-    """APGD toward each of the best-scoring wrong classes with the targeted dlr loss (margin below 4 classes)."""
+    """APGD toward each of the best-scoring wrong classes: targeted dlr, margin below 4 classes."""
     return _make(
         rule="adaptive", steps=steps, restarts=restarts, loss="dlr", n_targets=n_targets, draws=draws,
         precision=precision,
@@ -142,7 +145,9 @@ def apgd_t(
 _BOTH = frozenset({"untargeted", "targeted"})
 
 
-def _caps(norms: tuple[Norm, ...], strength: Strength, stochastic: bool = False, warm_start: bool = False) -> AttackCaps:
+def _caps(
+    norms: tuple[Norm, ...], strength: Strength, stochastic: bool = False, warm_start: bool = False
+) -> AttackCaps:
     return AttackCaps(Access.GRADIENT, frozenset(norms), _BOTH, strength, stochastic, warm_start)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from advplug.contracts import Access, AttackCaps, Batch, Crafted, Param, Spec, Strength, Targeted, Threat, Trace
+from advplug import contracts
+from advplug.contracts import Access, AttackCaps, Batch, Crafted, Param, Spec, Strength, Threat, Trace
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +68,7 @@ class Noise:
 def _fooled(victim: Victim, batch: Batch, rows: Tensor, tried: Tensor, threat: Threat) -> Tensor:
     answer = victim.decide(tried)
     there = rows.to(batch.y.device)
-    if isinstance(threat.goal, Targeted) and batch.target is not None:
+    if isinstance(threat.goal, contracts.Targeted) and batch.target is not None:
         hit = answer.label == batch.target[there]
     else:
         hit = answer.label != batch.y[there]
@@ -75,7 +76,7 @@ def _fooled(victim: Victim, batch: Batch, rows: Tensor, tried: Tensor, threat: T
 
 
 def noise(
-    kind: Annotated[Literal["sign", "gaussian"], Param("random signs of equal size, or normal noise")] = "sign",
+    kind: Annotated[Literal["sign", "gaussian"], Param("random signs of equal size, or normal")] = "sign",
     draws: Annotated[int, Param("tries for an image; the first that fools is kept", ge=1)] = 1,
 ) -> Noise:
     """Noise of size eps."""

@@ -1,0 +1,371 @@
+"""The gradient engine: start x gradient estimate x step rule x projection over a loss, on an active set.
+
+An image leaves the batch as soon as it is fooled and a waiting one takes its place, so cost follows the
+number of unsolved images. Success is read off the forward pass that gives the gradient.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from advplug import precision, transforms
+from advplug.ball import columns, project, random_start
+from advplug.contracts import Batch, Crafted, Targeted, Threat
+from advplug.errors import UsageError
+from advplug.losses import Loss, loss_named
+from advplug.rng import Stream
+from advplug.slots import Queue, Reading, Results, Slots, join, reading
+from advplug.steps import Adaptive, Momentum, Point, Steepest, StepRule
+from advplug.victim import Victim
+
+LAST_SHARE = 0.25
+"""The share of steps, at least 2, that survivors of reduced precision take in float32."""
+
+
+@dataclass(frozen=True)
+class GradientAttack:
+    """One member of the family; implements `contracts.EvasionAttack`.
+
+    `fraction` is the step length as a share of eps; `alpha`, in pixel units, overrides it. `start` is
+    where restart 0 begins unless the batch brings a start; later restarts begin at uniform points.
+    `draws` averages gradients over that many samples of the transforms and of a stochastic victim.
+    `keep_going` takes all steps and returns the iterate of highest loss, a misclassified one first.
+    `n_targets` > 0 makes one run for each of the image's best-scoring wrong classes. At most
+    `victim.batch_size` images make a pass.
+    """
+
+    rule: Literal["steepest", "momentum", "adaptive"] = "steepest"
+    steps: int = 20
+    fraction: float = 0.125
+    alpha: Fraction | None = None
+    start: Literal["clean", "uniform"] = "uniform"
+    restarts: int = 1
+    loss: str = "ce"
+    decay: float = 1.0
+    draws: int = 1
+    transforms: tuple[transforms.Transform, ...] = ()
+    n_targets: int = 0
+    keep_going: bool = False
+    precision: Literal["auto", "float32"] = "float32"
+
+    def __call__(self, victim: Victim, batch: Batch, threat: Threat, rng: Stream) -> Crafted:
+        """Attacks the batch; returns images of its shape, each with its trace.
+
+        Raises UsageError where a targeted threat comes without targets, CellFailure where the loss needs
+        more classes.
+        """
+        if isinstance(threat.goal, Targeted) and batch.target is None:
+            raise UsageError("a targeted attack needs Batch.target")
+        with victim.frozen(), torch.enable_grad():
+            previous = victim.run_attack_pass
+            try:
+                return _Run(self, victim, batch, threat, rng).craft()
+            finally:
+                victim.run_attack_pass = previous
+
+
+class _Run:
+    """One call of an attack on one batch."""
+
+    def __init__(self, attack: GradientAttack, victim: Victim, batch: Batch, threat: Threat, rng: Stream) -> None:
+        self.attack, self.victim, self.batch, self.rng = attack, victim, batch, rng
+        self.norm, self.eps = threat.norm, threat.eps
+        self.targeted = isinstance(threat.goal, Targeted)
+        self.steps = attack.steps if self.eps > 0 else 0
+        self.loss: Loss = loss_named(attack.loss)
+        self.noisy = victim.stochastic or bool(attack.transforms)
+        self.draws = max(attack.draws, victim.draws) if self.noisy else 1
+        # Early leaving needs answers that depend on the image alone.
+        self.stay = attack.keep_going or self.noisy or victim.batch_dependent
+        # Where the attacked view is not the deployed system, a success has to be confirmed by the latter.
+        self.proxy = any(w.surrogates or w.accepts is not None for w in victim.wraps) and not self.noisy
+        self.rule = self._rule()
+        self.results = Results.blank(batch, self.steps)
+        self.size = max(1, victim.batch_size)
+        self.view = 0
+        self.run = 0
+        self.goals: Tensor | None = batch.target if self.targeted else None
+        self.mode = precision.PLAIN
+        self.runner: precision.Runner | None = None
+
+    def _rule(self) -> StepRule:
+        attack = self.attack
+        length = float(attack.alpha) if attack.alpha is not None else attack.fraction * self.eps
+        if attack.rule == "adaptive":
+            return Adaptive(self.norm, self.eps, self.steps)
+        if attack.rule == "momentum":
+            return Momentum(self.norm, self.eps, length, attack.decay)
+        return Steepest(self.norm, self.eps, length)
+
+    # --- the order of things ---
+
+    def craft(self) -> Crafted:
+        if not len(self.batch):
+            return Crafted(self.batch.x.clone(), self.results.trace())
+        table = self._target_table()
+        runs = self.attack.restarts * (1 if table is None else table.shape[1])
+        if self.steps == 0:
+            runs = 1
+        if self.attack.precision == "auto" and self.steps >= 4:
+            work = len(self.batch) * self.steps * runs * self.draws
+            probe = self.batch.x[: self.size]
+            self.mode, self.runner = precision.choose(self.victim.module, probe, work)
+        for run, view in itertools.product(range(runs), range(self.victim.views)):
+            self.run, self.view = run, view
+            rows = (self.results.solved.logical_not() | self.stay).nonzero().flatten()
+            if not len(rows):
+                break
+            if table is not None:
+                self.goals = table[:, self.run % table.shape[1]]
+            self.results.path[rows] = float("nan")
+            self._one_run(rows)
+        return Crafted(self.results.x, self.results.trace())
+
+    def _one_run(self, rows: Tensor) -> None:
+        """All of `rows` from a start to the last step: first in the fast mode, the end in float32."""
+        switch = self.steps
+        if self.mode.bfloat16:
+            switch = self.steps - max(2, math.ceil(LAST_SHARE * self.steps))
+        if switch == self.steps:
+            self._pool(rows, [], self.steps, self.runner, self.proxy)
+            return
+        parked = self._pool(rows, [], switch, self.runner, True)
+        plain = replace(self.mode, bfloat16=False)
+        self._pool(rows[:0], parked, self.steps, precision.runner(self.victim.module, plain), self.proxy)
+
+    def _pool(
+        self,
+        waiting: Tensor,
+        parked: list[Slots],
+        until: int,
+        runner: precision.Runner | None,
+        confirm: bool,
+    ) -> list[Slots]:
+        """Keeps a batch full of waiting images until all are solved or have taken `until` steps.
+
+        Those that took all of the attack's steps are judged here; those that stop earlier are returned.
+        """
+        self.victim.run_attack_pass = runner
+        last = until == self.steps
+        size = self.size
+        queue = Queue(waiting, parked, self._begin)
+        done: list[Slots] = []
+        slots = queue.fill(None, size)
+        while slots is not None:
+            over = slots.taken >= until
+            if bool(over.any()):
+                done.append(slots.pick(over.nonzero().flatten()))
+                slots = queue.fill(slots.pick((~over).nonzero().flatten()), size)
+                if last and sum(map(len, done)) >= size:
+                    done = self._judge(done, size, confirm)
+                continue
+            seen = self._read(slots, gradient=True)
+            fooled = self._record(slots, seen, confirm)
+            if not self.stay and bool(fooled.any()):
+                slots, seen = self._leave(slots, seen, fooled)
+            if len(slots):
+                self._advance(slots, seen)
+            if len(slots) < size and len(queue):
+                slots = queue.fill(slots, size)
+            elif not len(slots):
+                slots = None
+        return self._judge(done, size, confirm, flush=True) if last else done
+
+    # --- one step ---
+
+    def _begin(self, rows: Tensor) -> Slots:
+        """Fresh slots for these rows of the batch, at their starts."""
+        device = self.batch.x.device
+        there = rows.to(device)
+        clean = self.batch.x[there]
+        first = self.run == 0
+        if first and self.batch.start is not None:
+            x = project(clean, self.batch.start[there], self.norm, self.eps)
+        elif self.eps > 0 and (self.attack.start == "uniform" or not first) and not self._same_start():
+            index = self.batch.index.to("cpu")[rows]
+            x = random_start(clean, index, self.norm, self.eps, self.rng, "start", self.run)
+        else:
+            x = clean.clone()
+        target = None if self.goals is None else self.goals.to(device)[there]
+        slots = Slots(rows, torch.zeros_like(rows), clean, x, self.batch.y[there], target, {})
+        slots.memory = self.rule.memory(x)
+        if self.stay:
+            low = torch.full((len(rows),), -float("inf"), dtype=x.dtype, device=device)
+            slots.memory |= {"top_x": x.clone(), "top_loss": low, "top_fooled": torch.zeros_like(low)}
+        return slots
+
+    def _same_start(self) -> bool:
+        """A clean start that every run shares: runs toward several targets differ by their targets."""
+        return self.attack.start == "clean" and self.attack.n_targets > 0 and self.attack.restarts == 1
+
+    def _read(self, slots: Slots, gradient: bool) -> Reading:
+        """Loss, success and, if asked for, gradient at the iterates, averaged over draws."""
+        total_loss: Tensor | None = None
+        total_gradient: Tensor | None = None
+        votes: Tensor | None = None
+        for draw in range(self.draws):
+            point = slots.x.detach().requires_grad_(gradient)
+            with torch.set_grad_enabled(gradient):
+                logits = self.victim.attacked(self._transformed(point, slots, draw), self.view)
+                loss = self.loss(logits, slots.y, slots.target)
+                if gradient:
+                    (g,) = torch.autograd.grad(loss.sum(), point)
+                    self.victim.passes.backward += len(slots)
+                    total_gradient = g if total_gradient is None else total_gradient + g
+            loss, hit = loss.detach(), self._hits(logits.detach(), slots)
+            total_loss = loss if total_loss is None else total_loss + loss
+            votes = hit.to(loss.dtype) if votes is None else votes + hit
+        assert total_loss is not None
+        assert votes is not None
+        if self.draws > 1:
+            total_loss = total_loss / self.draws
+            total_gradient = None if total_gradient is None else total_gradient / self.draws
+        return reading(total_loss, total_gradient, votes > 0.5 * self.draws)
+
+    def _transformed(self, x: Tensor, slots: Slots, draw: int) -> Tensor:
+        if not self.attack.transforms:
+            return x
+        # Without early leaving a batch moves in step, so one number of steps serves all of its images.
+        at, index = int(slots.taken[0]), self.batch.index.to("cpu")[slots.row]
+
+        def per_image(sample: Callable[[torch.Generator], Tensor], position: int) -> Tensor:
+            return self.rng.per_image(sample, index, "transform", position, self.run, at, draw)
+
+        values = transforms.sample(self.attack.transforms, x.shape[1:], per_image)
+        return transforms.apply(self.attack.transforms, x, values)
+
+    def _hits(self, logits: Tensor, slots: Slots) -> Tensor:
+        """Where the answer is a success; an answer that is not finite is none of the classes."""
+        label = logits.argmax(1)
+        if self.targeted:
+            assert slots.target is not None
+            return (label == slots.target) & logits.isfinite().all(1)
+        return (label != slots.y) | ~logits.isfinite().all(1)
+
+    def _confirmed(self, slots: Slots, fooled: Tensor) -> Tensor:
+        """The successes that the deployed system agrees with, in float32."""
+        rows = fooled.nonzero().flatten()
+        if not len(rows):
+            return fooled
+        some = slots.pick(rows)
+        answer = self.victim.decide(some.x)
+        wanted = answer.label == some.target if self.targeted else answer.label != some.y
+        agreed = torch.zeros_like(fooled)
+        agreed[rows] = (wanted & answer.accepted).cpu()
+        return agreed
+
+    def _record(self, slots: Slots, seen: Reading, confirm: bool) -> Tensor:
+        """Enters a reading into the books; returns which images are fooled (CPU)."""
+        fooled = self._confirmed(slots, seen.fooled) if confirm else seen.fooled
+        r, row = self.results, slots.row
+        r.path[row, slots.taken] = seen.losses
+        r.any_iterate[row] |= fooled
+        r.zero[row] += seen.zero
+        r.nonfinite[row] += seen.nonfinite
+        if self.stay:
+            self._keep_top(slots, seen.loss, fooled)
+        return fooled
+
+    def _keep_top(self, slots: Slots, loss: Tensor, fooled: Tensor) -> None:
+        """Remembers the iterate of highest loss; misclassified ones go first unless answers are random."""
+        m = slots.memory
+        hit = fooled.to(device=loss.device, dtype=m["top_fooled"].dtype)
+        if self.noisy:
+            hit = torch.zeros_like(hit)
+        loss = loss.to(m["top_loss"].dtype)
+        better = (hit > m["top_fooled"]) | ((hit == m["top_fooled"]) & (loss > m["top_loss"]))
+        m["top_x"] = torch.where(columns(better, slots.x), slots.x, m["top_x"])
+        m["top_loss"] = torch.where(better, loss, m["top_loss"])
+        m["top_fooled"] = torch.where(better, hit, m["top_fooled"])
+
+    def _leave(self, slots: Slots, seen: Reading, fooled: Tensor) -> tuple[Slots, Reading]:
+        """Hands in the fooled images and returns the others with their readings."""
+        gone = slots.pick(fooled.nonzero().flatten())
+        self._solve(gone, seen.losses[fooled])
+        rest = (~fooled).nonzero().flatten()
+        there = rest.to(slots.x.device)
+        assert seen.gradient is not None
+        kept = replace(seen, loss=seen.loss[there], gradient=seen.gradient[there])
+        return slots.pick(rest), kept
+
+    def _solve(self, gone: Slots, losses: Tensor) -> None:
+        """Enters fooled images as solved; one that is fooled at its start may need no change at all."""
+        r = self.results
+        r.final_iterate[gone.row] = True
+        x = gone.x
+        moved = self.attack.start == "uniform" and self.batch.start is None and self.run == 0
+        early = (gone.taken == 0).nonzero().flatten() if moved and self.eps > 0 else gone.taken[:0]
+        if len(early):
+            at_start = gone.pick(early)
+            answer = self.victim.decide(at_start.clean)
+            wrong = answer.label == at_start.target if self.targeted else answer.label != at_start.y
+            unchanged = early.to(x.device)[wrong & answer.accepted]
+            x[unchanged] = gone.clean[unchanged]
+        r.offer(gone.row, x, torch.ones(len(gone), dtype=torch.bool), losses.double())
+
+    def _advance(self, slots: Slots, seen: Reading) -> None:
+        """Moves the iterates one step, in place of the slots' own."""
+        assert seen.gradient is not None
+        point = Point(slots.clean, slots.x, seen.gradient, seen.loss, slots.taken)
+        slots.x, memory = self.rule.step(point, slots.memory)
+        slots.memory = {**slots.memory, **memory}
+        slots.taken = slots.taken + 1
+        self.results.steps[slots.row] += 1
+
+    def _judge(self, done: list[Slots], size: int, confirm: bool, flush: bool = False) -> list[Slots]:
+        """The last forward pass, in full batches, of images that have taken all steps; returns the rest."""
+        while done and (flush or sum(map(len, done)) >= size):
+            everyone = join(done)
+            cut = torch.arange(len(everyone))
+            slots, done = everyone.pick(cut[:size]), [everyone.pick(cut[size:])] if len(cut) > size else []
+            # Of a stand-in's survivors, the deployed system may still be fooled.
+            seen = self._read(slots, gradient=False)
+            if self.proxy:
+                seen = replace(seen, fooled=torch.ones_like(seen.fooled))
+            fooled = self._record(slots, seen, confirm)
+            self._finish(slots, seen, fooled)
+        return done
+
+    def _finish(self, slots: Slots, seen: Reading, fooled: Tensor) -> None:
+        """Hands in images at the end of a run."""
+        r = self.results
+        r.final_iterate[slots.row] |= fooled
+        if self.stay:
+            top_fooled = slots.memory["top_fooled"].cpu() > 0
+            r.offer(slots.row, slots.memory["top_x"], top_fooled, slots.memory["top_loss"].cpu().double())
+            return
+        x, losses = slots.x, seen.losses.double()
+        if self.attack.rule == "adaptive" and self.steps:
+            better = (slots.memory["best_loss"] > seen.loss.to(x.dtype)) & ~fooled.to(x.device)
+            x = torch.where(columns(better, x), slots.memory["best_x"], x)
+            losses = torch.where(better.cpu(), slots.memory["best_loss"].cpu().double(), losses)
+        r.offer(slots.row, x, fooled, losses)
+
+    # --- targets ---
+
+    def _target_table(self) -> Tensor | None:
+        """For runs toward several classes: the best-scoring wrong classes of the clean images, (B, runs)."""
+        if not self.attack.n_targets or self.targeted:
+            self._fit_targeted_loss()
+            return None
+        count = max(1, min(self.attack.n_targets, self.victim.classes - 1))
+        parts = []
+        for begin in range(0, len(self.batch), self.size):
+            piece = slice(begin, begin + self.size)
+            scores = self.victim.logits(self.batch.x[piece]).nan_to_num()
+            scores.scatter_(1, self.batch.y[piece, None], -float("inf"))
+            parts.append(scores.topk(count, dim=1).indices)
+        self._fit_targeted_loss()
+        return torch.cat(parts)
+
+    def _fit_targeted_loss(self) -> None:
+        if self.attack.n_targets and self.attack.loss == "dlr" and self.victim.classes < 4:
+            self.loss = loss_named("margin")

@@ -1,0 +1,214 @@
+"""How attack passes run: float32 or bfloat16 autocast, contiguous or channels-last, eager or compiled.
+
+Nothing is assumed: a short timing of one forward pass with its input gradient decides, once a module.
+bfloat16 is several times faster for convolutional nets on CPUs that have it, and several times slower
+for some transformers on the same CPUs.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+Runner = Callable[[Tensor], Tensor]
+
+CALIBRATION_SECONDS = 1.0
+"""The most that timing may take, a module and image shape."""
+WORTH_SECONDS = 5.0
+"""Planned float32 work below this is done as it is: timing would cost more than it saves."""
+COMPILE_AFTER = 600.0
+"""Seconds of planned work on one module after which compiling, a minute's work or more, is tried."""
+SMALLEST_COMPILED = 16
+"""Below this many images a compiled pass would be compiled anew; the module itself runs them."""
+GAIN, GAIN_REDUCED, GAIN_COMPILED = 1.1, 1.4, 1.15
+"""How many times as fast a way must be; bfloat16 has to make up for its float32 re-checks and last steps."""
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One way to run attack passes; the default is the module as it is."""
+
+    bfloat16: bool = False
+    channels_last: bool = False
+    compiled: bool = False
+
+    def __str__(self) -> str:
+        layout = "channels_last" if self.channels_last else "contiguous"
+        return ("bf16+" if self.bfloat16 else "float32+") + layout + ("+compiled" if self.compiled else "")
+
+
+PLAIN = Mode()
+CANDIDATES = (Mode(channels_last=True), Mode(bfloat16=True, channels_last=True), Mode(bfloat16=True))
+
+
+@dataclass
+class _Known:
+    """One module at one image shape: seconds an image, the choice, seconds of work planned so far."""
+
+    seconds: float | None = None
+    mode: Mode | None = None
+    planned: float = 0.0
+    tried_compiling: bool = False
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+# A compiled pass holds on to its module, so only the latest one is kept.
+_COMPILED: dict[int, Runner] = {}
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[tuple[object, ...], _Known]] = weakref.WeakKeyDictionary()
+
+
+def runner(module: nn.Module, mode: Mode) -> Runner | None:
+    """What stands in for the module under `mode`; None for the module itself. The result is float32."""
+    if mode == PLAIN:
+        return None
+    return _Pass(module, mode)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    module: Runner
+    mode: Mode
+    compiled: Runner | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.mode.channels_last:
+            # The kernels follow the layout of the images; the weights stay as they are.
+            x = x.contiguous(memory_format=torch.channels_last)
+        run = self.compiled if self.compiled is not None and len(x) >= SMALLEST_COMPILED else self.module
+        if not self.mode.bfloat16:
+            return run(x)
+        with torch.autocast(x.device.type, torch.bfloat16):
+            logits = run(x)
+        return logits.float()
+
+
+def choose(module: nn.Module, x: Tensor, passes: int) -> tuple[Mode, Runner | None]:
+    """The fastest way to run `passes` images forward and backward through `module`, and its runner.
+
+    `x` (B, C, H, W) is a batch of the size that will be used. The module must be in evaluation mode with
+    frozen parameters (`Victim.frozen`). Float64 images or weights, other than 4-D input and little work
+    give the module as it is.
+    """
+    floats = {p.dtype for p in module.parameters()} | {x.dtype}
+    if floats != {torch.float32} or x.dim() != 4 or not len(x):
+        return PLAIN, None
+    key = (tuple(x.shape[1:]), str(x.device))
+    known = _KNOWN.setdefault(module, {}).setdefault(key, _Known())
+    if known.seconds is None and passes < 16 * len(x[:8]):
+        return PLAIN, None
+    if known.seconds is None:
+        known.seconds = _time(module, PLAIN, x[:8], repeats=1)
+    known.planned += passes * known.seconds
+    if known.planned < WORTH_SECONDS:
+        return PLAIN, None
+    if known.mode is None:
+        known.mode = _calibrate(module, x, known)
+        log.info("attack passes run as %s (%s)", known.mode, known.timings)
+    if known.planned > COMPILE_AFTER and not known.tried_compiling:
+        known.tried_compiling = True
+        _try_compile(module, x, known.mode, known.timings)
+    if id(module) in _COMPILED:
+        mode = replace(known.mode, compiled=True)
+        return mode, _Pass(module, mode, _COMPILED[id(module)])
+    return known.mode, runner(module, known.mode)
+
+
+def timings(module: nn.Module) -> dict[str, float]:
+    """The seconds an image measured for each way, by name; empty where nothing was timed."""
+    return {name: s for known in _KNOWN.get(module, {}).values() for name, s in known.timings.items()}
+
+
+def _calibrate(module: nn.Module, x: Tensor, known: _Known) -> Mode:
+    """Times the candidates on as many images as fit into the time allowed."""
+    began = time.perf_counter()
+    assert known.seconds is not None
+    # Two passes each of the plain way and three others, with half of the time in reserve.
+    fits = int(0.5 * CALIBRATION_SECONDS / (8 * max(known.seconds, 1e-7)))
+    probe = x[: max(1, min(fits, len(x)))]
+
+    def left() -> float:
+        return CALIBRATION_SECONDS - (time.perf_counter() - began)
+
+    plain = _time(module, PLAIN, probe, repeats=2, warm=False)
+    known.timings[str(PLAIN)] = plain
+    best, best_seconds = PLAIN, plain
+    for mode in CANDIDATES:
+        slow = mode.bfloat16 and not mode.channels_last and _hopeless(known, plain)
+        if slow or left() < 3 * plain * len(probe):
+            continue
+        try:
+            seconds = _time(module, mode, probe, repeats=2, limit=1.5 * plain * len(probe))
+        except RuntimeError as error:  # a view that needs contiguous memory, an operator without bfloat16
+            log.debug("%s cannot run: %s", mode, error)
+            continue
+        known.timings[str(mode)] = seconds
+        rival = best_seconds / (GAIN_REDUCED / GAIN if mode.bfloat16 and not best.bfloat16 else 1.0)
+        if plain / seconds >= (GAIN_REDUCED if mode.bfloat16 else GAIN) and seconds < rival:
+            best, best_seconds = mode, seconds
+    return best
+
+
+def _hopeless(known: _Known, plain: float) -> bool:
+    """Whether bfloat16 in the other layout was so slow that this one need not be tried."""
+    other = known.timings.get(str(Mode(bfloat16=True, channels_last=True)))
+    return other is not None and other > plain
+
+
+def _time(
+    module: nn.Module, mode: Mode, x: Tensor, repeats: int, warm: bool = True, limit: float | None = None
+) -> float:
+    """Seconds an image of a forward pass with its input gradient: the fastest of `repeats`.
+
+    After a first pass that takes longer than 3 x `limit` seconds, that pass is the answer.
+    """
+    run = runner(module, mode) or module
+    taken = []
+    for turn in range(repeats + warm):
+        taken.append(_clock(run, x))
+        if turn == 0 and limit is not None and taken[0] > 3 * limit:
+            break
+    return min(taken) / len(x)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _try_compile(module: nn.Module, x: Tensor, mode: Mode, timings: dict[str, float]) -> None:
+    """Compiles for changing batch sizes and keeps the result where it works and is faster."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            compiled: Runner = torch.compile(module, dynamic=True)
+            eager, swift = _Pass(module, mode), _Pass(module, mode, compiled)
+            for rows in (x, x[: max(SMALLEST_COMPILED, len(x) // 2)], x):
+                _clock(swift, rows)
+            gain = min(_clock(eager, x) for _ in range(3)) / min(_clock(swift, x) for _ in range(3))
+    except Exception as error:  # no compiler, no Python headers, an operator without a lowering
+        log.info("not compiled: %s", " ".join(str(error).split())[:200])
+        return
+    timings["gain of compiling"] = gain
+    log.info("compiled passes are %.2f times as fast", gain)
+    if gain >= GAIN_COMPILED:
+        _COMPILED.clear()
+        _COMPILED[id(module)] = compiled
+
+
+def _clock(run: Runner, x: Tensor) -> float:
+    """Seconds of one forward pass with its input gradient."""
+    started = _now(x.device)
+    point = x.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        torch.autograd.grad(run(point).sum(), point)
+    return _now(x.device) - started
