@@ -8,6 +8,7 @@ from fractions import Fraction
 
 from advplug.contracts import NORMS, Norm
 from advplug.errors import UsageError, did_you_mean
+from advplug.params import fraction
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,8 @@ def check_eps(text: str, eps: Fraction, norm: Norm) -> Fraction:
 
 
 def _fraction(text: str, number: str) -> Fraction:
-    top, slash, bottom = number.partition("/")
     try:
-        return Fraction(top.strip()) / (Fraction(bottom.strip()) if slash else 1)
+        return fraction(number)
     except ZeroDivisionError:
         raise UsageError(f"eps '{text}' divides by zero; write it like 8/255") from None
     except ValueError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -67,9 +68,7 @@ class ParamSpec:
 
     def describe(self) -> dict[str, Any]:
         """A JSON-ready description, as `advplug list --json` prints it."""
-        bounds = {
-            k: getattr(self.info, k) for k in ("ge", "gt", "le", "lt") if getattr(self.info, k) is not None
-        }
+        bounds = {k: getattr(self.info, k) for k in ("ge", "gt", "le", "lt") if getattr(self.info, k) is not None}
         return {
             "name": self.name,
             "type": self.kind,
@@ -95,17 +94,25 @@ def plain(value: Any) -> Any:
 def params_of(factory: Callable[..., Any], skip: frozenset[str] = frozenset()) -> tuple[ParamSpec, ...]:
     """The parameters of `factory`, in the order of its signature.
 
-    Raises PluginError where an annotation is of no supported type.
+    What the factory returns may be named under TYPE_CHECKING only, so that it imports no torch. Raises
+    PluginError where an annotation cannot be read or is of no supported type.
     """
     try:
-        signature = inspect.signature(factory, eval_str=True)
+        parameters = inspect.signature(factory).parameters.values()
+        annotated = [(p, _annotation(p, factory)) for p in parameters if p.name not in skip]
     except Exception as error:  # an annotation may be any expression, and is evaluated here
         raise PluginError(f"{_where(factory)}: its signature cannot be read: {error}") from error
-    return tuple(_param_spec(p, factory) for p in signature.parameters.values() if p.name not in skip)
+    return tuple(_param_spec(p, annotation, factory) for p, annotation in annotated)
 
 
-def _param_spec(parameter: inspect.Parameter, factory: Callable[..., Any]) -> ParamSpec:
-    annotation, info, optional = parameter.annotation, Param(), False
+def _annotation(parameter: inspect.Parameter, factory: Callable[..., Any]) -> Any:
+    text = parameter.annotation
+    names = vars(sys.modules[factory.__module__])
+    return eval(text, names) if isinstance(text, str) else text  # noqa: S307 - the plugin's own code
+
+
+def _param_spec(parameter: inspect.Parameter, annotation: Any, factory: Callable[..., Any]) -> ParamSpec:
+    info, optional = Param(), False
     choices: tuple[str, ...] = ()
     if typing.get_origin(annotation) is typing.Annotated:
         annotation, *extra = typing.get_args(annotation)
@@ -196,17 +203,18 @@ def _check_bounds(spec: ParamSpec, value: Any, text: str, what: str) -> None:
 
 
 def _number(text: str) -> float:
-    value = float(_fraction(text)) if "/" in text else float(text)
+    value = float(fraction(text)) if "/" in text else float(text)
     if not math.isfinite(value):
         raise ValueError(text)
     return value
 
 
-def _fraction(text: str) -> Fraction:
-    numerator, _, denominator = text.partition("/")
-    if "/" in denominator or _HUGE.search(text):
+def fraction(text: str) -> Fraction:
+    """`8/255`, `0.1` or `0.5/255`, exactly. Raises ValueError, or ZeroDivisionError for `8/0`."""
+    numerator, slash, denominator = text.partition("/")
+    if "/" in denominator:
         raise ValueError(text)
-    return Fraction(numerator.strip()) / Fraction(denominator.strip() or 1)
+    return Fraction(numerator.strip()) / (Fraction(denominator.strip()) if slash else 1)
 
 
 def _bool(text: str) -> bool:
@@ -219,7 +227,7 @@ _CONVERTERS: dict[str, Callable[[str], Any]] = {
     "bool": _bool,
     "int": int,
     "float": _number,
-    "fraction": _fraction,
+    "fraction": fraction,
     "str": str,
     "path": lambda text: Path(text).expanduser(),
     "floats": lambda text: tuple(_number(t) for t in text.replace(";", ":").split(":")),

@@ -1,0 +1,88 @@
+"""Intervals and exact tests against published and independently computed values."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from advplug.estimate import median, paired_difference, paired_p_value, rate
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "low", "high"),
+    [(0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718), (15, 148, 0.0624, 0.1605), (81, 263, 0.2553, 0.3662)],
+)
+def test_wilson_interval_equals_newcombes_table(k, n, low, high):
+    """Newcombe 1998 (Statistics in Medicine 17:857), table I, method 3."""
+    found = rate(k, n)
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)
+
+
+@given(st.integers(1, 400), st.data())
+def test_wilson_agrees_with_scipy_and_holds_its_value(n, data):
+    k = data.draw(st.integers(0, n))
+    found = rate(k, n)
+    reference = stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx((reference.low, reference.high), abs=1e-12)
+    assert found.low <= found.value <= found.high
+
+
+def test_a_rate_of_nothing_is_no_rate():
+    assert rate(0, 0) is None
+
+
+@given(st.integers(0, 40), st.integers(0, 40))
+def test_paired_p_value_is_the_exact_one_sided_sign_test(first, second):
+    expected = 1.0 if first + second == 0 else stats.binomtest(first, first + second, alternative="greater").pvalue
+    assert paired_p_value(first, second) == pytest.approx(expected, rel=1e-9)
+
+
+def test_paired_difference_by_hand():
+    """Bonett & Price 2012: adjusted Wald with one pair added to each discordant count."""
+    ours, theirs = np.array([1, 1, 1, 0, 0, 1, 1, 1, 0, 1.0]), np.array([0, 0, 1, 0, 1, 1, 0, 1, 0, 1.0])
+    up, down, n = (3 + 1) / 12, (1 + 1) / 12, 10
+    half = stats.norm.ppf(0.975) * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
+    found = paired_difference(ours, theirs)
+    assert found is not None
+    assert found.value == pytest.approx(0.2)
+    assert (found.low, found.high) == pytest.approx((up - down - half, up - down + half))
+
+
+def test_paired_interval_covers_what_it_should():
+    """True difference 0.2 with correlated pairs: about 95 of 100 intervals hold it."""
+    draws, held = np.random.default_rng(0), 0
+    for _ in range(2000):
+        u = draws.random(80)
+        ours, theirs = (u < 0.7).astype(float), ((u + draws.normal(0, 0.1, 80)) % 1 < 0.5).astype(float)
+        found = paired_difference(ours, theirs)
+        assert found is not None
+        held += found.low <= 0.2 <= found.high
+    assert 0.93 <= held / 2000 <= 0.98
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=60))
+def test_median_lies_in_its_interval(values):
+    found = median(values)
+    assert found is not None
+    assert found.value == pytest.approx(np.median(values))
+    assert (found.low is None) == (len(values) < 6)
+    if found.low is not None:
+        assert found.low <= found.value <= found.high
+
+
+def test_median_interval_uses_the_right_order_statistics():
+    """n = 20: the 6th and 15th values give at least 95 % (Conover, Practical Nonparametric Statistics, 3.2)."""
+    found = median(np.arange(1, 21))
+    assert found is not None
+    assert (found.low, found.high) == (6, 15)
+
+
+def test_no_values_have_no_median():
+    assert median([]) is None
