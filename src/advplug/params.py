@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+import re
 import sys
 import types
 import typing
@@ -32,6 +33,8 @@ _KINDS: dict[Any, str] = {
     VictimRef: "victim",
 }
 _HUGE = re.compile(r"[eE][+-]?[\d_]{4,}")  # an exact 1e-9999999 would fill the memory
+_EXPONENT = re.compile(r"[eE]([+-]?\d+)")
+_MAX_EXPONENT = 300
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
 
@@ -212,8 +215,8 @@ def _number(text: str) -> float:
 def fraction(text: str) -> Fraction:
     """`8/255`, `0.1` or `0.5/255`, exactly. Raises ValueError, or ZeroDivisionError for `8/0`."""
     numerator, slash, denominator = text.partition("/")
-    if "/" in denominator:
-        raise ValueError(text)
+    if "/" in denominator or any(abs(int(e)) > _MAX_EXPONENT for e in _EXPONENT.findall(text)):
+        raise ValueError(text)  # a power of ten that large would be written out digit by digit
     return Fraction(numerator.strip()) / (Fraction(denominator.strip()) if slash else 1)
 
 
