@@ -23,14 +23,15 @@ class Budget:
 
 
 def parse_budget(text: str) -> Budget:
-    """Raises UsageError for anything that is no radius: `8/0`, `nan`, negative, L-inf above 1."""
+    """Raises UsageError for anything that is no radius: `8/0`, `nan`, negative, `linf:2`."""
     norm, colon, number = text.strip().rpartition(":")
     norm = norm.strip().lower()
     if colon and norm not in NORMS:
         raise UsageError(
             f"eps '{text}': no norm is called '{norm}'{did_you_mean(norm, NORMS)}; norms: {', '.join(NORMS)}"
         )
-    return Budget(check_eps(text, _fraction(text, number), norm or "linf"), norm or None)
+    # A bare radius has no norm yet: whether it is too large is known once an attack takes it.
+    return Budget(check_eps(text, _fraction(text, number), norm or "l2"), norm or None)
 
 
 def check_eps(text: str, eps: Fraction, norm: Norm) -> Fraction:

@@ -253,6 +253,8 @@ def _budgets(
     explicit, own = reference.get("norm"), reference.get("eps")
     if explicit is not None:
         explicit = str(parse_budget(f"{explicit}:0").norm)
+    if own is not None and explicit is not None and ":" not in own:
+        own = f"{explicit}:{own}"
     wanted = [parse_budget(own)] if own is not None else list(axis)
     if not wanted:
         supported = frozenset({explicit}) if explicit else caps.norms
