@@ -25,10 +25,8 @@ def ranks(keys: Iterable[object], seed: int = 0) -> Rows:
 
     Hashes, because NumPy does not promise equal generator streams over its versions.
     """
-    hashes = (
-        hashlib.blake2b(f"{seed}/{key}".encode("utf-8", "surrogateescape"), digest_size=8).digest() for key in keys
-    )
-    return np.frombuffer(b"".join(hashes), dtype="<u8")
+    hashes = (hashlib.blake2b(f"{seed}/{key}".encode("utf-8", "surrogateescape"), digest_size=8) for key in keys)
+    return np.fromiter((int.from_bytes(h.digest(), "little") for h in hashes), dtype=np.uint64)
 
 
 def allocate(counts: Rows, total: int) -> Rows:
@@ -41,16 +39,23 @@ def allocate(counts: Rows, total: int) -> Rows:
 
 def choose(labels: Rows, total: int, order: Rows) -> Rows:
     """True (N,) for `total` images with the class proportions of `labels`: those of smallest `order` a class."""
-    classes, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    return _lowest(inverse, allocate(counts, total), order, len(classes))
+    _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    return places(labels, order) < allocate(counts, total)[inverse]
 
 
-def _lowest(inverse: Rows, shares: Rows, order: Rows, classes: int) -> Rows:
-    chosen = np.zeros(len(inverse), dtype=bool)
-    for label in range(classes):
-        members = np.flatnonzero(inverse == label)
-        chosen[members[np.argsort(order[members], kind="stable")][: shares[label]]] = True
-    return chosen
+def places(labels: Rows, order: Rows) -> Rows:
+    """The place (N,) of each image among those of its class by ascending `order`, from 0."""
+    found = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        found[members[np.argsort(order[members], kind="stable")]] = np.arange(len(members))
+    return found
+
+
+def interleave(labels: Rows, order: Rows) -> Rows:
+    """Rows in pseudo-random order with the class proportions kept, nearly, by every first n of them."""
+    _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    return np.lexsort((order, (places(labels, order) + 0.5) / counts[inverse]))
 
 
 def subset(labels: Rows, total: int, seed: int = 0) -> Rows:
@@ -63,25 +68,25 @@ def subset(labels: Rows, total: int, seed: int = 0) -> Rows:
 def split(labels: Rows, keys: Iterable[object], seed: int = 0, what: str = "the dataset") -> tuple[Rows, Rows]:
     """Training and test rows of a stratified 80/20 split by the hash of each image's key.
 
-    Both are in pseudo-random order, so that the first images are a fair sample. Each class keeps at
+    Both are in an order in which any first images are a fair sample. Each class keeps at
     least one training image. Raises UsageError where nothing is left to test on.
     """
     order = ranks(keys, seed)
     classes, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
     shares = np.minimum(allocate(counts, math.ceil(len(labels) * TEST_SHARE)), counts - 1)
     if not shares.sum():
-        raise UsageError(
-            f"{what} has {len(labels)} images in {len(classes)} classes, too few to split 80/20; add images"
-        )
-    test = _lowest(inverse, shares, order, len(classes))
-    shuffled = np.argsort(order, kind="stable")
-    return shuffled[~test[shuffled]], shuffled[test[shuffled]]
+        have = f"{len(labels)} images in {len(classes)} classes"
+        raise UsageError(f"{what} has {have}, too few to split 80/20; add images")
+    is_test = places(labels, order) < shares[inverse]
+    parts = (np.flatnonzero(~is_test), np.flatnonzero(is_test))
+    train, test = (rows[interleave(labels[rows], order[rows])] for rows in parts)
+    return train, test
 
 
 def mixed(labels: Rows, keys: Iterable[object]) -> Rows:
     """All rows: in their own order unless that is class by class, where the first n would be a few classes only."""
     in_order = (np.diff(labels) >= 0).all()
-    return np.argsort(ranks(keys), kind="stable") if in_order else np.arange(len(labels))
+    return interleave(labels, ranks(keys)) if in_order else np.arange(len(labels))
 
 
 @dataclass(frozen=True)

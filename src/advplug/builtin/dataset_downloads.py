@@ -10,6 +10,7 @@ import io
 import os
 import socket
 import sys
+import urllib.error
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -151,6 +152,8 @@ def _fetch(kind: str, folder: Path, offline: bool, how: str, **options: Any) -> 
         with FileLock(folder / f".{name}.lock"), _patience(), _quiet():
             loader(folder, download=True, **options)
     except (RuntimeError, OSError, http.client.HTTPException, EOFError, zlib.error) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it holds the connection
         page = next((p for p in _candidates(loader, folder) if _html(p)), None)
         why = "the server sent an HTML page instead of the file" if page else " ".join(str(error).split())
         if "not found or corrupted" in why.lower():

@@ -21,20 +21,26 @@ def class_table() -> tuple[tuple[str, str], ...]:
 @functools.cache
 def _positions() -> dict[str, int]:
     known: dict[str, int] = {}
+    for position, (_, name) in enumerate(class_table()):
+        lower = _plain(name).lower()
+        if lower in known:  # a Cardigan is a dog, a cardigan is not: only the exact spelling tells
+            known.pop(lower)
+        else:
+            known[lower] = position
     for position, (wnid, name) in enumerate(class_table()):
         known[wnid] = known[_plain(name)] = position
     return known
 
 
 def _plain(name: str) -> str:
-    return " ".join(name.lower().replace("_", " ").replace("-", " ").split())
+    return " ".join(name.replace("_", " ").replace("-", " ").split())
 
 
 def column(name: str) -> int | None:
     """The logit of the class called `name`: a WordNet id, a class name, or 'id name' as some folders have it."""
-    known = _positions()
-    plain = _plain(name)
-    return known.get(plain, known.get(plain[:9]) if plain[:1] == "n" and plain[1:9].isdigit() else None)
+    known, plain = _positions(), _plain(name)
+    wnid = plain[:9] if plain[:1] == "n" and plain[1:9].isdigit() else ""
+    return next((known[key] for key in (wnid, plain, plain.lower()) if key in known), None)
 
 
 def columns(classes: Sequence[str]) -> tuple[int, ...] | None:
