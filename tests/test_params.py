@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -126,6 +127,7 @@ def test_values(text: str, name: str, value: Any) -> None:
         ("attack=(pgd", "unclosed parenthesis"),
     ],
 )
+@pytest.mark.timeout(20)
 def test_errors_are_one_line_that_says_what_to_do(text: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         value_of(text)
@@ -158,6 +160,25 @@ def test_bare_values_need_a_positional_parameter() -> None:
         bind(params_of(none), parse_reference("x:a=4"), "attack 'x'")
     with pytest.raises(UsageError, match="write size=VALUE"):
         bind(params_of(needy), parse_reference("x"), "attack 'x'")
+
+
+def returns_unknown(x: int = 3) -> Unknown:  # type: ignore[name-defined] # noqa: F821
+    ...
+
+
+@dataclass(frozen=True)
+class Made:
+    """A class may be a factory."""
+
+    size: Annotated[int, Param("size", ge=1)] = 3
+
+
+def test_return_types_need_no_import() -> None:
+    assert [p.name for p in params_of(returns_unknown)] == ["x"]
+
+
+def test_a_class_is_a_factory() -> None:
+    assert [(p.name, p.kind, p.info.ge) for p in params_of(Made)] == [("size", "int", 1)]
 
 
 def bad_list(x: list[int]) -> None: ...

@@ -32,7 +32,6 @@ _KINDS: dict[Any, str] = {
     Stack: "stack",
     VictimRef: "victim",
 }
-_HUGE = re.compile(r"[eE][+-]?[\d_]{4,}")  # an exact 1e-9999999 would fill the memory
 _EXPONENT = re.compile(r"[eE]([+-]?\d+)")
 _MAX_EXPONENT = 300
 _TRUE = {"true", "yes", "on", "1"}

@@ -1,0 +1,274 @@
+"""Conformance of evasion attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from advplug.contracts import (
+    NORMS,
+    Access,
+    AttackCaps,
+    Ball,
+    Batch,
+    Crafted,
+    Decision,
+    EvasionAttack,
+    Strength,
+    Targeted,
+    Threat,
+    Trace,
+)
+from advplug.registry import Entry, registry
+from advplug.rng import Stream
+from advplug.testing.problems import (
+    LinearProblem,
+    fragile,
+    fragile_batch,
+    linear_problem,
+)
+from advplug.testing.report import Report, Result, Unchecked, require
+from advplug.testing.sources import bound
+from advplug.testing.state import unchanged, with_gradients
+from advplug.victim import Victim
+
+REACH = 1.25
+"""A gradient attack that iterates has to flip an image at this many times its exact radius."""
+
+
+def attack_results(name: str, params: Mapping[str, Any]) -> list[Result]:
+    """One result a check and norm. Raises UsageError for an unknown name or a bad parameter."""
+    entry = registry().get("attack", name)
+    checked = bound(entry, params)
+    caps: AttackCaps = entry.spec.caps  # type: ignore[assignment]
+    report = Report()
+    report.check("declaration", lambda: _declaration(caps))
+    if caps.modality != "image" or caps.access is Access.TRAINING_SET:
+        kind = "training-set" if caps.access is Access.TRAINING_SET else caps.modality
+        report.results.append(Result("behaviour", None, f"the kit has no checks for {kind} attacks"))
+        return report.results
+    for norm in [n for n in NORMS if n in caps.norms]:
+        case = Case(entry, caps, checked, norm)
+        if report.check(f"{norm}: runs", case.runs):
+            for label, test in case.checks().items():
+                report.check(f"{norm}: {label}", test)
+    return report.results
+
+
+def _declaration(caps: AttackCaps) -> None:
+    require(caps.norms, "it declares no norm")
+    require(caps.norms <= set(NORMS), f"norms must be among {', '.join(NORMS)}, it declares {sorted(caps.norms)}")
+    goals = {"untargeted", "targeted"}
+    require(caps.goals and caps.goals <= goals, f"goals must be among {sorted(goals)}, it has {sorted(caps.goals)}")
+    require(isinstance(caps.access, Access), "access must be an advplug.contracts.Access")
+    require(isinstance(caps.strength, Strength), "strength must be an advplug.contracts.Strength")
+    require(caps.min_classes >= 2, "min_classes must be at least 2")
+
+
+@dataclass
+class Case:
+    """One attack in one norm on the linear problem."""
+
+    entry: Entry
+    caps: AttackCaps
+    params: Mapping[str, Any]
+    norm: str
+    problem: LinearProblem = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.problem = linear_problem(self.norm, classes=max(5, self.caps.min_classes))
+
+    def attack(self, victim: Victim) -> EvasionAttack:
+        """A new attack; every victim that it needs is a twin of `victim`."""
+        twins = {n: Victim(victim.module, victim.classes) for n in self.entry.needs(self.params)}
+        made: EvasionAttack = self.entry.make(self.params, **twins)
+        return made
+
+    def craft(self, batch: Batch | None = None, *, seed: int = 0, eps: Fraction | None = None,
+              targeted: bool = False, victim: Victim | None = None) -> Crafted:  # fmt: skip
+        victim = victim or self.problem.victim()
+        batch = batch or self.problem.batch
+        batch = batch if targeted else Batch(batch.x, batch.y, batch.index)
+        return self.attack(victim)(victim, batch, self.problem.threat(eps, targeted), Stream(seed, "attack"))
+
+    @cached_property
+    def main(self) -> Crafted:
+        return self.craft()
+
+    def flipped(self, x: Tensor) -> Tensor:
+        return self.problem.victim().decide(x).label != self.problem.batch.y[: len(x)]
+
+    def runs(self) -> None:
+        crafted, x = self.main, self.problem.batch.x
+        require(isinstance(crafted, Crafted), f"it must return Crafted, it returned {type(crafted).__name__}")
+        require(isinstance(crafted.x, Tensor), "Crafted.x must be a tensor")
+        for what in ("shape", "dtype", "device"):
+            want, got = getattr(x, what), getattr(crafted.x, what)
+            require(got == want, f"it returned images of {what} {got}, given {want}")
+        require(crafted.x.isfinite().all(), "it returned NaN or infinite pixels")
+
+    def checks(self) -> dict[str, Any]:
+        return {
+            "stays inside the ball": self.inside,
+            "flips nothing within the exact radius": self.sound,
+            "flips beyond the exact radius": self.strong,
+            "eps = 0 returns the input": self.zero,
+            "same seed, same images": self.repeatable,
+            "does not depend on the batch": self.batching,
+            "targeted": self.targeted,
+            "leaves inputs and model as they were": self.clean_hands,
+            "takes any image size": self.odd_sizes,
+            "uses the access it declares": self.access,
+            "trace": self.trace,
+        }
+
+    def inside(self) -> None:
+        problem, x_adv = self.problem, self.main.x
+        ball = Ball(self.norm, problem.eps)
+        size = ball.measure(problem.batch.x, x_adv)
+        worst = f"sizes up to {float(size.max()):.7g} at eps {float(problem.eps):g}"
+        span = f"pixels {float(x_adv.min()):.7g} to {float(x_adv.max()):.7g}"
+        require(ball.check(problem.batch.x, x_adv).all(), f"it leaves the ball or [0, 1]: {worst}, {span}")
+
+    def sound(self) -> None:
+        flipped, radius = self.flipped(self.main.x), self.problem.radius
+        wrong = flipped & (radius > float(self.problem.eps) * 1.001)
+        require(not wrong.any(), f"{int(wrong.sum())} images flipped that no change of that size can flip")
+
+    def strong(self) -> None:
+        if self.caps.access is not Access.GRADIENT or self.caps.strength < Strength.ITERATIVE:
+            raise Unchecked("only asked of iterative gradient attacks")
+        self._flips(self.flipped(self.main.x), "flipped")
+
+    def _flips(self, success: Tensor, verb: str) -> None:
+        within = self.problem.radius * REACH <= float(self.problem.eps)
+        missed = int((within & ~success).sum())
+        text = f"{missed} of {int(within.sum())} images were not {verb} at {REACH} times the exact radius and more"
+        require(missed == 0, text)
+
+    def zero(self) -> None:
+        x = self.craft(eps=Fraction(0)).x
+        require(torch.equal(x, self.problem.batch.x), "with eps = 0 it changed the images")
+
+    def repeatable(self) -> None:
+        again = self.craft().x
+        require(torch.equal(again, self.main.x), "two runs with the same seed differ; draw from the stream given")
+        if not self.caps.stochastic:
+            other = self.craft(seed=1).x
+            require(torch.equal(other, self.main.x), "another seed gives other images; declare stochastic=True")
+
+    def batching(self) -> None:
+        """The verdicts, image by image, whatever else is in the batch."""
+        rows = torch.arange(len(self.problem.batch))
+        parts = [self.craft(self.problem.batch.take(part)).x for part in (rows[:3], rows[3:])]
+        x = torch.cat(parts)
+        differ = int((self.flipped(x) != self.flipped(self.main.x)).sum())
+        require(differ == 0, f"{differ} verdicts change with the batch; seed by Batch.index (Stream.per_image)")
+
+    def targeted(self) -> None:
+        if "targeted" not in self.caps.goals:
+            raise Unchecked("it declares untargeted goals only")
+        x = self.craft(targeted=True).x
+        ball = Ball(self.norm, self.problem.eps)
+        require(ball.check(self.problem.batch.x, x).all(), "targeted, it leaves the ball or [0, 1]")
+        target = self.problem.batch.target
+        assert target is not None  # the linear problem has one
+        hit = self.problem.victim().decide(x).label == target
+        require(not (hit & (self.problem.radius > float(self.problem.eps) * 1.001)).any(), "targeted, it hit too far")
+        if self.caps.access is Access.GRADIENT and self.caps.strength >= Strength.ITERATIVE:
+            self._flips(hit, "turned into their target")
+
+    def clean_hands(self) -> None:
+        """In evaluation mode, with gradients present and one parameter frozen, as a user may hand it over."""
+        module = fragile(classes=self.problem.classes)
+        batch = fragile_batch(module)
+        with_gradients(module, lambda m: m(batch.x).sum())
+        next(iter(module.parameters())).requires_grad_(False)
+        kept = {n: getattr(batch, n).clone() for n in ("x", "y", "index", "target")}
+        victim = Victim(module, self.problem.classes)
+        attack = self.attack(victim)
+        with unchanged(module):
+            attack(victim, batch, self._threat(), Stream(0, "attack"))
+        changed = [n for n, value in kept.items() if not torch.equal(getattr(batch, n), value)]
+        require(
+            not changed and not batch.x.requires_grad, f"it changed its input in place: {', '.join(changed) or 'x'}"
+        )
+
+    def _threat(self) -> Threat:
+        return Threat(Ball(self.norm, self.problem.eps), Targeted() if "untargeted" not in self.caps.goals else
+                      self.problem.threat().goal)  # fmt: skip
+
+    def odd_sizes(self) -> None:
+        """One channel, neither square nor even."""
+        module = fragile(classes=self.problem.classes)
+        batch = fragile_batch(module)
+        victim = Victim(module, self.problem.classes)
+        x = self.attack(victim)(victim, batch, self._threat(), Stream(0, "attack")).x
+        require(x.shape == batch.x.shape, f"it returned shape {tuple(x.shape)} for {tuple(batch.x.shape)}")
+        require(self._threat().perturbation.check(batch.x, x).all(), "it leaves the ball or [0, 1] there")
+
+    def access(self) -> None:
+        if self.caps.access is Access.GRADIENT:
+            raise Unchecked("gradient attacks may use everything")
+        kind = Blind if self.caps.access is Access.DECISION else NoGradient
+        victim = kind(_Opaque(self.problem.module), self.problem.classes, stream=Stream(0, "victim"))
+        # The victims that it needs are the attacker's own and stay open.
+        twins = {n: self.problem.victim() for n in self.entry.needs(self.params)}
+        attack = self.entry.make(self.params, **twins)
+        batch = Batch(self.problem.batch.x, self.problem.batch.y, self.problem.batch.index)
+        attack(victim, batch, self.problem.threat(), Stream(0, "attack"))
+
+    def trace(self) -> None:
+        trace = self.main.trace
+        if trace is None:
+            raise Unchecked("it gives none, so checks that need one stay unchecked")
+        require(isinstance(trace, Trace), "Crafted.trace must be an advplug.contracts.Trace")
+        for name in ("any_iterate", "final_iterate", "steps", "zero_gradient", "nonfinite"):
+            value = getattr(trace, name)
+            require(tuple(value.shape) == (len(self.main.x),), f"trace.{name} must be (B,), it is {tuple(value.shape)}")
+            require(value.device.type == "cpu", f"trace.{name} must be on the CPU")
+        late = trace.final_iterate.bool() & ~trace.any_iterate.bool()
+        require(not late.any(), "trace: a success at the last iterate is one at some iterate")
+
+
+class _Opaque(nn.Module):
+    """A model without gradients."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = self.module(x)
+        return logits
+
+
+class NoGradient(Victim):
+    """A victim that answers with scores only."""
+
+    def attacked(self, x: Tensor, view: int = 0) -> Tensor:
+        return super().attacked(x, view).detach()
+
+
+class Blind(NoGradient):
+    """A victim that answers with labels only."""
+
+    def attacked(self, x: Tensor, view: int = 0) -> Tensor:
+        require(False, "it declares access 'decision' and asked for scores")
+        return x
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.attacked(x)
+
+    def decide(self, x: Tensor) -> Decision:
+        with torch.no_grad():
+            label = self.module(x).argmax(1)
+        self.passes.forward += len(x)
+        return Decision(label, torch.ones_like(label, dtype=torch.bool))

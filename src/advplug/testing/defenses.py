@@ -1,0 +1,317 @@
+"""Conformance of defenses, stage by stage."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from advplug.contracts import Defense, DefenseCaps, Gradient, Objective, Schedule, TrainingData, Tune, Tuned, Wrap
+from advplug.data import Dataset, Split
+from advplug.errors import AdvplugError
+from advplug.registry import registry
+from advplug.rng import Stream
+from advplug.testing.problems import fragile
+from advplug.testing.report import Report, Result, Unchecked, require
+from advplug.testing.sources import bound, dataset_source
+from advplug.testing.state import fingerprint, unchanged
+from advplug.train import Training
+from advplug.victim import Victim
+
+STAGES: dict[str, type] = {"data": TrainingData, "objective": Objective, "tune": Tune, "wrap": Wrap}
+SAMPLES = 32
+"""Images whose directional derivative is compared; nine in ten must agree within 1 %."""
+
+
+def defense_results(name: str, params: Mapping[str, Any], on: str, clean_drop: float) -> list[Result]:
+    """One result a check and stage. Raises UsageError for an unknown name or a bad parameter."""
+    entry = registry().get("defense", name)
+    checked = bound(entry, params)
+    caps: DefenseCaps = entry.spec.caps  # type: ignore[assignment]
+    report = Report()
+    made: list[Defense] = []
+    needs = entry.needs(checked)
+    if needs:
+        report.results.append(
+            Result("behaviour", None, f"it needs other victims: {', '.join(map(str, needs.values()))}")
+        )
+        return report.results
+    if not report.check("factory", lambda: made.append(_made(entry.make(checked)))):
+        return report.results
+    stages = made[0]
+    report.check("declaration", lambda: _declaration(stages, caps))
+    makers: dict[type, Callable[[Any], dict[str, Callable[[], None]]]] = {
+        Wrap: lambda stage: _wrap_checks(WrapCase(stage), clean_drop),
+        Objective: _objective_checks,
+        TrainingData: _data_checks,
+        Tune: lambda stage: {"tune": lambda: _tune(stage, on)},
+    }
+    for stage in stages:
+        for label, test in makers[type(stage)](stage).items():
+            report.check(label, test)
+    return report.results
+
+
+def _made(stages: Any) -> Defense:
+    require(isinstance(stages, tuple) and stages, "a factory must return a tuple of stages, like (Wrap(...),)")
+    for stage in stages:
+        known = ", ".join(c.__name__ for c in STAGES.values())
+        require(type(stage) in STAGES.values(), f"{type(stage).__name__} is no stage; stages are {known}")
+    return tuple(stages)
+
+
+def _declaration(stages: Defense, caps: DefenseCaps) -> None:
+    have = tuple(next(n for n, c in STAGES.items() if isinstance(stage, c)) for stage in stages)
+    require(sorted(have) == sorted(caps.stages), f"its caps declare the stages {caps.stages}, it returned {have}")
+    wraps = tuple(stage for stage in stages if isinstance(stage, Wrap))
+    victim = Victim(nn.Identity(), 2, wraps)
+    require(victim.gradient is caps.gradient, f"its caps say gradient={caps.gradient}, its wraps say {victim.gradient}")
+    require(victim.stochastic is caps.stochastic, f"its caps say stochastic={caps.stochastic}, its wraps do not")
+    rejects = any(w.accepts is not None for w in wraps)
+    require(rejects is caps.rejects, f"its caps say rejects={caps.rejects}, its wraps say {rejects}")
+
+
+# --- wraps -----------------------------------------------------------------------------------------
+
+
+class Smooth(nn.Module):
+    """A small float64 net without kinks, so that finite differences tell the truth."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with Stream(0, "smooth").as_global():
+            self.layers = nn.Sequential(nn.Conv2d(3, 8, 5, stride=2), nn.Tanh(), nn.Flatten(), nn.Linear(8 * 36, 6))
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layers(x.double() - 0.5)
+        return logits
+
+
+@dataclass
+class WrapCase:
+    """One wrap around `Smooth`, with images away from 0 and 1."""
+
+    wrap: Wrap
+
+    def __post_init__(self) -> None:
+        self.module = Smooth()
+        generator = torch.Generator().manual_seed(0)
+        self.x = 0.1 + 0.8 * torch.rand(SAMPLES, 3, 16, 16, generator=generator, dtype=torch.float64)
+        self.side = torch.randn(SAMPLES, 3, 16, 16, generator=generator, dtype=torch.float64)
+
+    def call(self, forward: Callable[..., Tensor], x: Tensor, seed: int = 0) -> Tensor:
+        return forward(self.module, x, torch.Generator().manual_seed(seed))
+
+    @property
+    def attacked(self) -> tuple[Callable[..., Tensor], ...]:
+        """What an attacker differentiates."""
+        return self.wrap.surrogates or (self.wrap.forward,)
+
+    def loss(self, forward: Callable[..., Tensor], x: Tensor) -> Tensor:
+        logits = self.call(forward, x).double()
+        rows = torch.arange(len(x)) % logits.shape[1]
+        return -logits.log_softmax(1)[torch.arange(len(x)), rows]
+
+    def gradient(self, forward: Callable[..., Tensor]) -> Tensor:
+        leaf = self.x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(self.loss(forward, leaf).sum(), leaf)
+        return gradient
+
+
+def _wrap_checks(case: WrapCase, clean_drop: float) -> dict[str, Callable[[], None]]:
+    return {
+        "wrap: logits": lambda: _wrap_logits(case),
+        "wrap: gradient as declared": lambda: _wrap_gradient(case),
+        "wrap: randomness as declared": lambda: _wrap_randomness(case),
+        "wrap: answers image by image": lambda: _wrap_image_by_image(case),
+        "wrap: accepts": lambda: _wrap_accepts(case),
+        "wrap: clean accuracy": lambda: _wrap_accuracy(case.wrap, clean_drop),
+    }
+
+
+def _wrap_logits(case: WrapCase) -> None:
+    kept, x = case.x.clone(), case.x.clone()
+    want = tuple(case.module(x).shape)
+    for forward in (case.wrap.forward, *case.wrap.surrogates):
+        with unchanged(case.module):
+            logits = case.call(forward, x)
+        require(isinstance(logits, Tensor), "forward and surrogates must return logits")
+        require(tuple(logits.shape) == want, f"logits must be {want}, they are {tuple(logits.shape)}")
+        require(logits.isfinite().all(), "logits must be finite")
+        require(torch.equal(x, kept), "it changes its input in place")
+
+
+def _wrap_gradient(case: WrapCase) -> None:
+    if case.wrap.gradient is Gradient.NONE:
+        raise Unchecked("it declares that no gradient passes")
+    for forward in case.attacked:
+        gradient = case.gradient(forward)
+        require(gradient.isfinite().all(), "gradients must be finite")
+        nonzero = (gradient.flatten(1).abs().sum(1) > 0).double().mean()
+        require(nonzero == 1, f"the gradient vanishes for {float(1 - nonzero):.0%} of the images")
+    if case.wrap.gradient is Gradient.EXACT:
+        share = _agreement(case)
+        require(share >= 0.9, f"finite differences agree for {share:.0%} of the images; declare BPDA and a surrogate")
+
+
+def _agreement(case: WrapCase) -> float:
+    """The share of images where the directional derivative of the true forward is what autograd says."""
+    step, forward = 1e-5, case.wrap.forward
+    with torch.no_grad():
+        numeric = (case.loss(forward, case.x + step * case.side) - case.loss(forward, case.x - step * case.side)) / (
+            2 * step
+        )
+    exact = (case.gradient(forward) * case.side).flatten(1).sum(1)
+    scale = torch.maximum(exact.abs(), numeric.abs()).clamp_min(1e-6)
+    return float(((numeric - exact).abs() / scale < 1e-2).double().mean())
+
+
+def _wrap_randomness(case: WrapCase) -> None:
+    with torch.no_grad():
+        first, again = case.call(case.wrap.forward, case.x), case.call(case.wrap.forward, case.x)
+        other = case.call(case.wrap.forward, case.x, seed=1)
+    require(torch.equal(first, again), "the same generator state gives other logits; draw from the generator given")
+    differs = not torch.equal(first, other)
+    found = "changes" if differs else "does not change"
+    require(differs is case.wrap.stochastic, f"stochastic={case.wrap.stochastic}, but the output {found} with the draw")
+    require(case.wrap.draws >= 1, "draws must be at least 1")
+
+
+def _wrap_image_by_image(case: WrapCase) -> None:
+    if case.wrap.stochastic:
+        raise Unchecked("draws differ from call to call")
+    with torch.no_grad():
+        together = case.call(case.wrap.forward, case.x[:4])
+        alone = torch.cat([case.call(case.wrap.forward, case.x[i : i + 1]) for i in range(4)])
+    require(torch.allclose(together, alone, rtol=1e-4, atol=1e-6), "logits change with the rest of the batch")
+
+
+def _wrap_accepts(case: WrapCase) -> None:
+    if case.wrap.accepts is None:
+        raise Unchecked("it rejects nothing")
+    accepted = case.wrap.accepts(case.x, case.call(case.wrap.forward, case.x))
+    require(accepted.dtype == torch.bool and accepted.shape == (len(case.x),), "accepts must give bool (B,)")
+
+
+def _wrap_accuracy(wrap: Wrap, clean_drop: float) -> None:
+    dataset = digits()
+    module = ridge()
+    batch = dataset.test.batch(np.arange(min(256, len(dataset.test))))
+
+    def accuracy(*wraps: Wrap) -> float:
+        decision = Victim(module, len(dataset.info.classes), wraps).decide(batch.x)
+        return float(((decision.label == batch.y) & decision.accepted).double().mean())
+
+    drop = accuracy() - accuracy(wrap)
+    require(drop <= clean_drop, f"it costs {drop:.1%} of clean accuracy on digits, {clean_drop:.1%} is the bound given")
+
+
+@cache
+def digits() -> Dataset:
+    """The embedded handwritten digits."""
+    return dataset_source("digits").load(offline=True)
+
+
+@cache
+def ridge() -> nn.Module:
+    """A linear classifier of digits by ridge regression: real images, solved in closed form."""
+    dataset = digits()
+    batch = dataset.train.batch(np.arange(len(dataset.train)))
+    x = batch.x.flatten(1).double() - 0.5
+    wanted = nn.functional.one_hot(batch.y, len(dataset.info.classes)).double()
+    mean = wanted.mean(0)
+    weight = torch.linalg.solve(x.T @ x + torch.eye(x.shape[1], dtype=x.dtype), x.T @ (wanted - mean))
+    linear = nn.Linear(*weight.shape)
+    with torch.no_grad():
+        linear.weight.copy_(weight.T)
+        linear.bias.copy_(mean - 0.5 * weight.sum(0))
+    return nn.Sequential(nn.Flatten(), linear).eval()
+
+
+# --- training stages -------------------------------------------------------------------------------
+
+
+def _objective_checks(stage: Objective) -> dict[str, Callable[[], None]]:
+    return {"objective": lambda: _objective(stage)}
+
+
+def _objective(stage: Objective) -> None:
+    batch = digits().train.batch(np.arange(8))
+    module = fragile(batch.x.shape[1], len(digits().info.classes)).train()
+    kept = batch.x.clone(), batch.y.clone()
+    modes = [m.training for m in module.modules()]
+    # The loop trains with seeded global generators; dropout draws from them.
+    with Stream(0, "objective").as_global():
+        loss = stage.loss(module, batch.x, batch.y, Stream(0, "objective"))
+    require(isinstance(loss, Tensor) and loss.shape == (), "loss must be a scalar tensor")
+    require(bool(loss.isfinite()), f"the loss is {float(loss):g}")
+    require([m.training for m in module.modules()] == modes, "it leaves the model in another mode")
+    require(torch.equal(batch.x, kept[0]) and torch.equal(batch.y, kept[1]), "it changes the batch in place")
+    gradients = torch.autograd.grad(loss, list(module.parameters()), allow_unused=True)
+    alive = any(g is not None and bool(g.abs().sum() > 0) for g in gradients)
+    require(alive, "the loss has no gradient to the parameters")
+
+
+def _data_checks(stage: TrainingData) -> dict[str, Callable[[], None]]:
+    return {"data": lambda: _data(stage)}
+
+
+def _data(stage: TrainingData) -> None:
+    train, info = digits().train, digits().info
+    given = train.subset(np.arange(min(len(train), 200)))
+    labels = given.labels.copy()
+    with unchanged():
+        first, again = stage.apply(given, Stream(0, "data")), stage.apply(given, Stream(0, "data"))
+    require(isinstance(first, Split), f"it must return a Split, it returned {type(first).__name__}")
+    require(np.array_equal(given.labels, labels), "it changes the labels in place")
+    require(len(first) >= 2, f"{len(first)} images are left")
+    require(len(first.images) == len(first.labels) == len(first.index), "images, labels and index differ in length")
+    require(first.labels.min() >= 0 and first.labels.max() < len(info.classes), "a label is no class")
+    batch = first.batch(np.arange(len(first)))
+    require(np.array_equal(first.labels, again.labels), "the same stream gives other labels")
+    require(torch.equal(batch.x, again.batch(np.arange(len(again))).x), "the same stream gives other images")
+
+
+def _training(dataset: Dataset, schedule: Schedule | None, seed: int = 0) -> Training:
+    short = replace(schedule or Schedule(), epochs=1)
+    few = dataset.train.subset(np.arange(min(len(dataset.train), 128)))
+    return Training(few, dataset.info, short, torch.device("cpu"), Stream(seed, "tune"))
+
+
+def _tune(stage: Tune, on: str) -> None:
+    dataset = digits()
+    entry = registry().get("model", on)
+    source = entry.make(bound(entry, {}))
+    if source.misfit(dataset.info):
+        raise Unchecked(source.misfit(dataset.info))
+
+    def fresh() -> nn.Module:
+        with Stream(0, "init").as_global():
+            built: nn.Module = source.build(dataset.info, offline=True)
+        return built.eval()
+
+    model = fresh()
+    before = fingerprint(model)
+    training = _training(dataset, source.schedule(dataset.info))
+    try:
+        tuned = stage.apply(copy.deepcopy(model), training)
+    except AdvplugError as refusal:
+        raise Unchecked(f"it does not take '{on}': {refusal}; name a model that it takes (on=...)") from refusal
+    require(isinstance(tuned, Tuned), f"it must return Tuned, it returned {type(tuned).__name__}")
+    require(fingerprint(model) == before, "it changes the original model or the process (random states, settings)")
+    x = dataset.test.batch(np.arange(8)).x
+    with torch.no_grad():
+        logits = tuned.model.eval()(x)
+        require(tuple(logits.shape) == (8, len(dataset.info.classes)), "the tuned model's logits have another shape")
+        require(logits.isfinite().all(), "the tuned model's logits are not finite")
+        restored = fresh() if stage.rebuild is None else stage.rebuild(fresh(), tuned.structure)
+        require(stage.rebuild is not None or not tuned.structure, "structure without rebuild cannot be restored")
+        restored.load_state_dict(tuned.model.state_dict())
+        require(torch.equal(restored.eval()(x), logits), "stored and rebuilt, the tuned model answers otherwise")

@@ -1,0 +1,96 @@
+"""Conformance of a whole plugin."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from advplug.errors import UsageError, did_you_mean
+from advplug.registry import Entry, Registry, Source, registry
+from advplug.testing.attacks import attack_results
+from advplug.testing.defenses import defense_results
+from advplug.testing.metrics import metric_results
+from advplug.testing.report import Result
+from advplug.testing.sources import dataset_results, model_results
+
+_CHECKS: Mapping[str, Callable[[str], list[Result]]] = {
+    "attack": lambda name: attack_results(name, {}),
+    "defense": lambda name: defense_results(name, {}, on="cnn", clean_drop=0.1),
+    "model": lambda name: model_results(name, {}, on="digits"),
+    "dataset": lambda name: dataset_results(name, {}),
+    "metric": lambda name: metric_results(name, {}),
+}
+_LIST = """
+import json, sys
+from advplug.registry import registry
+found = registry()
+for kind in found.tables:
+    for entry in found.entries(kind):
+        if entry.source.plugin == sys.argv[1]:
+            entry.describe()
+heavy = [m for m in ("torch", "torchvision", "sklearn") if m in sys.modules]
+print(json.dumps(heavy))
+"""
+
+
+def plugin_results(name: str) -> list[Result]:
+    """Loading, listing without torch, and every registration with default parameters. Raises UsageError."""
+    found = registry()
+    source, reason = _find(found, name)
+    if reason is not None:
+        return [Result(f"{name}: loads", False, reason)]
+    results = [Result(f"{name}: loads", True), _lists_without_torch(found, source)]
+    clashes = [found.duplicate_reason(*key) for key, sources in found.duplicates.items() if source in sources]
+    results += [Result(f"{name}: names", False, clash) for clash in clashes]
+    entries = [e for kind in found.tables for e in found.entries(kind) if e.source == source]
+    for entry in entries:
+        results += [r._replace(name=f"{entry.label}: {r.name}") for r in entry_results(entry)]
+    return results
+
+
+def entry_results(entry: Entry) -> list[Result]:
+    """The checks of one registration, with default parameters; what needs parameters stays unchecked."""
+    try:
+        required = [p.name for p in entry.params() if p.required]
+    except UsageError as error:
+        return [Result("parameters", False, str(error))]
+    silent = [p.name for p in entry.params() if not p.info.help]
+    results = [Result("parameters", not silent, f"no help for {', '.join(silent)}" if silent else "")]
+    if required:
+        call = f"advplug.testing.check_{entry.kind}('{entry.name}', {required[0]}=...)"
+        return [*results, Result("behaviour", None, f"it needs {', '.join(required)}; call {call}")]
+    return results + _CHECKS[entry.kind](entry.name)
+
+
+def _find(found: Registry, name: str) -> tuple[Source, str | None]:
+    """The plugin's source, and why it is broken if it is."""
+    for lost in found.broken:
+        if name in (lost.source.plugin, lost.source.distribution):
+            return lost.source, lost.reason
+    for source in found.sources:
+        if name in (source.plugin, source.distribution):
+            return source, None
+    known = [s.plugin for s in (*found.sources, *(b.source for b in found.broken))]
+    raise UsageError(
+        f"no installed plugin is called '{name}'{did_you_mean(name, known)}; installed: {', '.join(known)}"
+    )
+
+
+def _lists_without_torch(found: Registry, source: Source) -> Result:
+    """In a fresh process, with the other plugins left out, so that the culprit is known."""
+    import os
+
+    others = {s.plugin for s in (*found.sources, *(b.source for b in found.broken))} - {source.plugin, "builtin"}
+    environment: dict[str, Any] = {**os.environ, "ADVPLUG_DISABLE_PLUGINS": ",".join(sorted(others))}
+    ran = subprocess.run(  # noqa: S603 - this interpreter, our own code
+        [sys.executable, "-c", _LIST, source.plugin], capture_output=True, text=True, env=environment, check=False
+    )
+    label = f"{source.plugin}: lists without torch"
+    if ran.returncode:
+        return Result(label, False, (ran.stderr.strip().splitlines() or ["listing failed"])[-1])
+    heavy = json.loads(ran.stdout.strip().splitlines()[-1])
+    text = f"listing imports {', '.join(heavy)}: import it inside the factories, or in a module that they import"
+    return Result(label, not heavy, text if heavy else "")
