@@ -144,6 +144,7 @@ def test_digits(digits):
     assert sorted(everything) == list(range(1797))
     assert np.bincount(digits.test.labels).max() - np.bincount(digits.test.labels).min() <= 2
     assert np.bincount(digits.test.labels[:100]).tolist() == [10] * 10
+    assert digits.test.index[:5].tolist() == [267, 1130, 525, 1082, 238]  # published numbers rest on this split
 
 
 def test_digits_are_the_originals_on_the_8_bit_grid(digits):
