@@ -255,7 +255,8 @@ class DatasetSource(Protocol):
 class Schedule:
     """How a model is trained: optimiser `sgd` or `adamw`, with one-cycle learning rate.
 
-    `flip` mirrors images at random, `shift` moves them by up to that many pixels.
+    `flip` mirrors images at random, `shift` moves them by up to that many pixels; another `seed` gives
+    another order and other draws under the same seed of the run.
     """
 
     epochs: int = 5
@@ -267,6 +268,7 @@ class Schedule:
     flip: bool = False
     shift: int = 0
     one_cycle: bool = True
+    seed: int = 0
 
 
 class ModelSource(Protocol):

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from advplug.contracts import DatasetInfo, Objective, Schedule
 from advplug.data import Split
@@ -55,7 +55,7 @@ class Training:
         plan = schedule or self.schedule
         if len(self.data) < 2:
             raise CellFailure(f"training needs at least 2 images, got {len(self.data)}")
-        stream = self.stream.child("fit", self.fits)
+        stream = self.stream.child("fit", self.fits, plan.seed)
         self.fits += 1
         model.to(self.device).train()
         chosen = list(model.parameters() if parameters is None else parameters)
@@ -106,18 +106,21 @@ class Training:
         x = augment(batch.x, plan, draws).to(self.device)
         y = batch.y.to(self.device)
         if objective is None:
-            return F.cross_entropy(model(x), y)
+            return functional.cross_entropy(model(x), y)
         return objective.loss(model, x, y, stream)
 
 
 def augment(x: Tensor, plan: Schedule, draws: torch.Generator) -> Tensor:
-    """Images (B, C, H, W), each mirrored with probability 1/2 and moved by up to `plan.shift` pixels, edges repeated."""
+    """Images (B, C, H, W), each mirrored with probability 1/2 and moved by up to `plan.shift` pixels.
+
+    Edges are repeated. The draws come from `draws`, a generator on the CPU.
+    """
     if plan.flip:
         mirrored = torch.rand(len(x), 1, 1, 1, generator=draws) < 0.5
         x = torch.where(mirrored, x.flip(3), x)
     if plan.shift:
         height, width = x.shape[2:]
-        wide = F.pad(x, (plan.shift,) * 4, mode="replicate")
+        wide = functional.pad(x, (plan.shift,) * 4, mode="replicate")
         offset = torch.randint(0, 2 * plan.shift + 1, (len(x), 2), generator=draws)
         rows = (torch.arange(height) + offset[:, :1])[:, None, :, None]
         columns = (torch.arange(width) + offset[:, 1:])[:, None, None, :]

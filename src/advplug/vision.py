@@ -38,7 +38,7 @@ def import_torchvision() -> ModuleType:
     for name in [n for n in sys.modules if n.partition(".")[0] == "torchvision"]:
         del sys.modules[name]
     if _library is None:
-        _library = torch.library.Library("torchvision", "FRAGMENT")
+        _library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
         for operator in ("nms", "qnms"):
             _library.define(operator + _SCHEMA)
     module = importlib.import_module("torchvision")

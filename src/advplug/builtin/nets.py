@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from advplug.builtin.architectures import CUSTOM, Architecture
 from advplug.vision import import_torchvision
@@ -42,7 +42,7 @@ class Resized(nn.Module):
         self.size = size
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.interpolate(x, self.size, mode="bilinear", align_corners=False)
+        return functional.interpolate(x, self.size, mode="bilinear", align_corners=False)
 
 
 def classifier(
@@ -86,7 +86,8 @@ def replace_stem(net: nn.Module, arch: Architecture, channels: int, keep: bool) 
     all channels gives the old response; otherwise weights are drawn with the spread of the old ones.
     """
     old = net.get_submodule(arch.stem)
-    assert isinstance(old, nn.Conv2d) and not isinstance(old.padding, str)
+    assert isinstance(old, nn.Conv2d)
+    assert not isinstance(old.padding, str)
     new = nn.Conv2d(
         channels,
         old.out_channels,
@@ -123,7 +124,8 @@ def replace_head(net: nn.Module, arch: Architecture, classes: int) -> None:
 def select_classes(net: nn.Module, arch: Architecture, columns: Sequence[int]) -> None:
     """Keeps the logits `columns` of `net`, in that order."""
     head = net.get_submodule(arch.head)
-    assert isinstance(head, nn.Linear | nn.Conv2d) and head.bias is not None
+    assert isinstance(head, nn.Linear | nn.Conv2d)
+    assert head.bias is not None
     rows = torch.tensor(columns)
     head.weight = nn.Parameter(head.weight.detach()[rows].clone())
     head.bias = nn.Parameter(head.bias.detach()[rows].clone())
@@ -139,7 +141,9 @@ def _put(net: nn.Module, path: str, new: nn.Module) -> None:
 
 
 def _cnn(channels: int, size: tuple[int, int], classes: int) -> nn.Module:
-    return _network(features=_blocks(channels), pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(128, classes))
+    return _network(
+        features=_blocks(channels), pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(128, classes)
+    )
 
 
 def _cnn_a(channels: int, size: tuple[int, int], classes: int) -> nn.Module:

@@ -1,0 +1,120 @@
+"""A model from the user's own Python code: found and hashed without running it, imported only to build it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from advplug.contracts import DatasetInfo
+from advplug.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def source_digest(module: str) -> str:
+    """A SHA-256 over the code that `import module` would run first, found without running any.
+
+    The current folder comes before Python's own path. A package counts with all its Python files.
+    Raises UsageError where there is no such module.
+    """
+    place: list[str] | None = [str(Path.cwd()), *sys.path]
+    spec = None
+    for depth in range(module.count(".") + 1):
+        name = ".".join(module.split(".")[: depth + 1])
+        spec = PathFinder.find_spec(name, place)
+        if spec is None:
+            near = did_you_mean(module, [p.stem for p in Path.cwd().glob("*.py")])
+            raise UsageError(f"py:{module}: no module '{name}' in {Path.cwd()} or on Python's path{near}")
+        place = list(spec.submodule_search_locations or [])
+    assert spec is not None
+    files = [Path(spec.origin)] if spec.origin else []
+    for folder in spec.submodule_search_locations or []:
+        files += Path(folder).rglob("*.py")
+    state = hashlib.sha256()
+    for file in sorted(set(files)):
+        state.update(file.name.encode() + b"\0" + file.read_bytes())
+    return state.hexdigest()
+
+
+def build(source: str, info: DatasetInfo) -> nn.Module:
+    """Calls `module:factory`, with classes, channels and size where it takes arguments of these names.
+
+    Raises UsageError where the code cannot be imported, raises, or returns no nn.Module.
+    """
+    from torch import nn
+
+    name, _, attribute = source.partition(":")
+    with _current_folder():
+        try:
+            factory: Any = importlib.import_module(name)
+            for part in attribute.split("."):
+                factory = getattr(factory, part)
+            net = factory(**_arguments(factory, info))
+        except Exception as error:  # the user's code may raise anything
+            raise UsageError(f"py:{source} cannot be built: {_told(error)}") from error
+    if not isinstance(net, nn.Module):
+        raise UsageError(f"py:{source} must return an nn.Module, got a {type(net).__name__}")
+    return net
+
+
+def probe(net: nn.Module, info: DatasetInfo, source: str) -> None:
+    """Raises UsageError unless `net` turns two of the dataset's images into logits (2, classes)."""
+    import torch
+
+    modes = [(m, m.training) for m in net.modules()]
+    shape = f"{info.channels} x {info.size[0]} x {info.size[1]}"
+    try:
+        with torch.no_grad():
+            logits = net.eval()(torch.full((2, info.channels, *info.size), 0.5))
+    except Exception as error:  # likewise
+        raise UsageError(f"py:{source} does not take {shape} images: {_told(error)}") from error
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    if not isinstance(logits, torch.Tensor):
+        raise UsageError(f"py:{source} must map images to one tensor of logits, got a {type(logits).__name__}")
+    if tuple(logits.shape) != (2, len(info.classes)):
+        raise UsageError(
+            f"py:{source} gives outputs of shape {tuple(logits.shape)} for 2 images, "
+            f"the dataset's {len(info.classes)} classes need (2, {len(info.classes)})"
+        )
+
+
+def _arguments(factory: Any, info: DatasetInfo) -> dict[str, Any]:
+    known = {
+        "classes": len(info.classes),
+        "num_classes": len(info.classes),
+        "channels": info.channels,
+        "in_channels": info.channels,
+        "size": info.size,
+    }
+    try:
+        taken = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return {}
+    return {n: v for n, v in known.items() if n in taken}
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+@contextmanager
+def _current_folder() -> Iterator[None]:
+    """Puts the current folder first on Python's path, as running a script there would."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
