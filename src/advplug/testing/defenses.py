@@ -251,7 +251,7 @@ def _objective(stage: Objective) -> None:
     with Stream(0, "objective").as_global():
         loss = stage.loss(module, batch.x, batch.y, Stream(0, "objective"))
     require(isinstance(loss, Tensor) and loss.shape == (), "loss must be a scalar tensor")
-    require(bool(loss.isfinite()), f"the loss is {float(loss):g}")
+    require(bool(loss.isfinite()), f"the loss is {loss.item():g}")
     require([m.training for m in module.modules()] == modes, "it leaves the model in another mode")
     require(torch.equal(batch.x, kept[0]) and torch.equal(batch.y, kept[1]), "it changes the batch in place")
     gradients = torch.autograd.grad(loss, list(module.parameters()), allow_unused=True)

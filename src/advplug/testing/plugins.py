@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -16,12 +17,12 @@ from advplug.testing.metrics import metric_results
 from advplug.testing.report import Result
 from advplug.testing.sources import dataset_results, model_results
 
-_CHECKS: Mapping[str, Callable[[str], list[Result]]] = {
-    "attack": lambda name: attack_results(name, {}),
-    "defense": lambda name: defense_results(name, {}, on="cnn", clean_drop=0.1),
-    "model": lambda name: model_results(name, {}, on="digits"),
-    "dataset": lambda name: dataset_results(name, {}),
-    "metric": lambda name: metric_results(name, {}),
+_CHECKS: Mapping[str, Callable[[str, dict[str, Any]], list[Result]]] = {
+    "attack": attack_results,
+    "defense": lambda name, params: defense_results(name, params, on="cnn", clean_drop=0.1),
+    "model": lambda name, params: model_results(name, params, on="digits"),
+    "dataset": dataset_results,
+    "metric": metric_results,
 }
 _LIST = """
 import json, sys
@@ -54,7 +55,7 @@ def plugin_results(name: str) -> list[Result]:
 def entry_results(entry: Entry) -> list[Result]:
     """The checks of one registration, with default parameters; what needs parameters stays unchecked."""
     try:
-        required = [p.name for p in entry.params() if p.required]
+        required = [p.name for p in entry.params() if p.required and p.kind != "victim"]
     except UsageError as error:
         return [Result("parameters", False, str(error))]
     silent = [p.name for p in entry.params() if not p.info.help]
@@ -62,7 +63,9 @@ def entry_results(entry: Entry) -> list[Result]:
     if required:
         call = f"advplug.testing.check_{entry.kind}('{entry.name}', {required[0]}=...)"
         return [*results, Result("behaviour", None, f"it needs {', '.join(required)}; call {call}")]
-    return results + _CHECKS[entry.kind](entry.name)
+    # The kit puts victims of its own in the place of those that a reference names.
+    victims = {p.name: "cnn" for p in entry.params() if p.required}
+    return results + _CHECKS[entry.kind](entry.name, victims)
 
 
 def _find(found: Registry, name: str) -> tuple[Source, str | None]:
@@ -81,8 +84,6 @@ def _find(found: Registry, name: str) -> tuple[Source, str | None]:
 
 def _lists_without_torch(found: Registry, source: Source) -> Result:
     """In a fresh process, with the other plugins left out, so that the culprit is known."""
-    import os
-
     others = {s.plugin for s in (*found.sources, *(b.source for b in found.broken))} - {source.plugin, "builtin"}
     environment: dict[str, Any] = {**os.environ, "ADVPLUG_DISABLE_PLUGINS": ",".join(sorted(others))}
     ran = subprocess.run(  # noqa: S603 - this interpreter, our own code

@@ -61,7 +61,7 @@ class LinearProblem:
 def linear_problem(norm: str, images: int = 11, classes: int = 5) -> LinearProblem:
     """A linear problem in `norm` ('linf', 'l2' or 'l1')."""
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(classes, torch.Size(SHAPE).numel(), generator=generator)
+    weight = torch.randn(classes, torch.Size(SHAPE).numel(), generator=generator).clamp_(-2, 2)
     y = torch.arange(images) % classes
     target = (y + 1) % classes
     eps = EPS[norm]

@@ -36,14 +36,22 @@ def fingerprint(module: nn.Module | None = None) -> dict[str, object]:
     }
 
 
+def differences(before: dict[str, object], after: dict[str, object]) -> list[str]:
+    """The names of what changed between two fingerprints."""
+    return [name for name, value in before.items() if after[name] != value]
+
+
+def demand_unchanged(changed: list[str]) -> None:
+    """Raises Breach if anything is in the list."""
+    require(not changed, f"it leaves changed: {', '.join(changed)}; advplug.isolation.isolated puts these back")
+
+
 @contextmanager
 def unchanged(module: nn.Module | None = None) -> Iterator[None]:
     """Raises Breach if what runs inside leaves the process or the module changed."""
     before = fingerprint(module)
     yield
-    after = fingerprint(module)
-    changed = [name for name, value in before.items() if after[name] != value]
-    require(not changed, f"it leaves changed: {', '.join(changed)}; advplug.isolation.isolated puts these back")
+    demand_unchanged(differences(before, fingerprint(module)))
 
 
 def with_gradients(module: nn.Module, loss: Callable[[nn.Module], torch.Tensor]) -> None:

@@ -1,0 +1,75 @@
+"""What all tests share: one weight cache, so that nothing is trained twice in a run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+_cache: str | None = None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Sets ADVPLUG_CACHE for this process and those it starts; an outer test process's folder is kept."""
+    global _cache
+    os.environ.pop("ADVPLUG_DISABLE_PLUGINS", None)
+    if "ADVPLUG_TEST_CACHE" not in os.environ:
+        _cache = os.environ["ADVPLUG_TEST_CACHE"] = tempfile.mkdtemp(prefix="advplug-test-cache-")
+    os.environ["ADVPLUG_CACHE"] = os.environ["ADVPLUG_TEST_CACHE"]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _cache:
+        os.environ.pop("ADVPLUG_TEST_CACHE", None)
+        shutil.rmtree(_cache, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of real data sets; tests that need it skip without."""
+    folder = os.environ.get("ADVPLUG_DATA")
+    if not folder:
+        pytest.skip("real data are not at hand: ADVPLUG_DATA is not set")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def example_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which tests/plugin_package is installed; put it on PYTHONPATH."""
+    site = tmp_path_factory.mktemp("site")
+    install(ROOT / "tests" / "plugin_package", site)
+    return site
+
+
+def install(source: Path, site: Path) -> None:
+    """Installs a distribution into a folder, from a copy, so that the build leaves nothing behind."""
+    copy = Path(tempfile.mkdtemp(prefix="advplug-build-")) / source.name
+    try:
+        shutil.copytree(source, copy, ignore=shutil.ignore_patterns("*.egg-info", "build", "__pycache__"))
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation",
+                   "--disable-pip-version-check", "--target", str(site), str(copy)]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    finally:
+        shutil.rmtree(copy.parent)
+
+
+def python(*arguments: str, site: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+    """This interpreter in a process of its own, with `site` importable."""
+    environment = os.environ | variables
+    if site is not None:
+        environment["PYTHONPATH"] = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False)
+
+
+def advplug(*arguments: str, site: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own."""
+    return python(
+        "-c", "import sys; from advplug.cli import main; sys.exit(main())", *arguments, site=site, **variables
+    )
