@@ -162,9 +162,10 @@ def plugin_check(name: str) -> None:
     from advplug.testing import check_plugin
 
     results = check_plugin(name)
+    states = {True: "ok  ", False: "FAIL", None: "--  "}
     for subject, ok, detail in results:
-        click.echo(f"{'ok  ' if ok else 'FAIL'} {subject}{': ' + detail if detail else ''}")
-    bad = sum(not ok for _, ok, _ in results)
+        click.echo(f"{states[ok]} {subject}{': ' + detail if detail else ''}")
+    bad = sum(ok is False for _, ok, _ in results)
     if bad:
         raise PluginError(f"{bad} of {len(results)} checks failed")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from advplug.contracts import (
     Access,
     AttackCaps,
@@ -21,7 +23,7 @@ HOME = "advplug_example"
 @hookimpl
 def advplug_attacks() -> list[Spec]:
     noise = AttackCaps(Access.DECISION, frozenset({"linf"}), strength=Strength.FLOOR, stochastic=True)
-    transfer = AttackCaps(Access.DECISION, frozenset({"linf", "l2"}), strength=Strength.FLOOR)
+    transfer = replace(noise, norms=frozenset({"linf", "l2"}))
     return [
         Spec("example-noise", f"{HOME}.attacks:noise", noise, "the first of a few sign patterns that fools"),
         Spec("example-transfer", f"{HOME}.attacks:transfer", transfer, "crafted on another victim"),
