@@ -6,7 +6,7 @@ Imports no torch; a test compares everything here with torchvision and with the 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from advplug.errors import UnknownNameError, did_you_mean
@@ -38,8 +38,8 @@ class Architecture:
 
     `stem` and `head` are the first convolution and the layer that gives the logits. Images smaller than
     `smallest` are scaled up inside the model; with a `patch`, images are scaled to the next square that it
-    divides, with a `grid` each side to its next multiple. `gentle`: without batch norm, and therefore
-    trained at a lower rate.
+    divides, with a `grid` each side to its next multiple. `rate` is the
+    AdamW learning rate it trains well at; without batch norm it has to be lower.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Architecture:
     smallest: int = 1
     patch: int = 0
     grid: int = 0
-    gentle: bool = False
+    rate: float = 2e-3
 
     def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """The (height, width) the network gets for images of `size`."""
@@ -76,16 +76,16 @@ class Architecture:
 _FAMILIES: dict[str, Architecture] = {
     a.name: a
     for a in (
-        Architecture("cnn", "features.0.0", "fc", smallest=8),
-        Architecture("cnn-a", "features.0", "classifier.4", smallest=16, gentle=True),
+        Architecture("cnn", "features.0.0", "fc", smallest=8, rate=1e-2),
+        Architecture("cnn-a", "features.0", "classifier.4", smallest=16, rate=6e-3),
         Architecture("cnn-b", "features.0.0", "classifier.2", smallest=8),
-        Architecture("alexnet", "features.0", "classifier.6", smallest=63, gentle=True),
-        Architecture("convnext", "features.0.0", "classifier.2", smallest=32, gentle=True),
+        Architecture("alexnet", "features.0", "classifier.6", smallest=63, rate=5e-4),
+        Architecture("convnext", "features.0.0", "classifier.2", smallest=32, rate=5e-4),
         Architecture("densenet", "features.conv0", "classifier", smallest=32),
         Architecture("efficientnet", "features.0.0", "classifier.1"),
         Architecture("googlenet", "conv1.conv", "fc", smallest=15),
         Architecture("inception", "Conv2d_1a_3x3.conv", "fc", smallest=75),
-        Architecture("maxvit", "stem.0.0", "classifier.5", grid=224, gentle=True),
+        Architecture("maxvit", "stem.0.0", "classifier.5", grid=224, rate=5e-4),
         Architecture("mnasnet", "layers.0", "classifier.1"),
         Architecture("mobilenet_v2", "features.0.0", "classifier.1"),
         Architecture("mobilenet_v3", "features.0.0", "classifier.3"),
@@ -94,14 +94,14 @@ _FAMILIES: dict[str, Architecture] = {
         Architecture("resnext", "conv1", "fc"),
         Architecture("wide_resnet", "conv1", "fc"),
         Architecture("shufflenet", "conv1.0", "fc"),
-        Architecture("squeezenet", "features.0", "classifier.1", smallest=21, gentle=True),
-        Architecture("swin", "features.0.0", "head", smallest=32, gentle=True),
-        Architecture("vgg", "features.0", "classifier.6", smallest=32, gentle=True),
-        Architecture("vit_b_16", "conv_proj", "heads.head", patch=16, gentle=True),
-        Architecture("vit_b_32", "conv_proj", "heads.head", patch=32, gentle=True),
-        Architecture("vit_h_14", "conv_proj", "heads.head", patch=14, gentle=True),
-        Architecture("vit_l_16", "conv_proj", "heads.head", patch=16, gentle=True),
-        Architecture("vit_l_32", "conv_proj", "heads.head", patch=32, gentle=True),
+        Architecture("squeezenet", "features.0", "classifier.1", smallest=21, rate=5e-4),
+        Architecture("swin", "features.0.0", "head", smallest=32, rate=5e-4),
+        Architecture("vgg", "features.0", "classifier.6", smallest=32, rate=5e-4),
+        Architecture("vit_b_16", "conv_proj", "heads.head", patch=16, rate=5e-4),
+        Architecture("vit_b_32", "conv_proj", "heads.head", patch=32, rate=5e-4),
+        Architecture("vit_h_14", "conv_proj", "heads.head", patch=14, rate=5e-4),
+        Architecture("vit_l_16", "conv_proj", "heads.head", patch=16, rate=5e-4),
+        Architecture("vit_l_32", "conv_proj", "heads.head", patch=32, rate=5e-4),
     )
 }
 
@@ -114,8 +114,7 @@ def architecture(name: str) -> Architecture:
         hint = did_you_mean(name, known) or "; 'advplug list models' shows all"
         raise UnknownNameError(f"no architecture is called '{name}'{hint}")
     found = _FAMILIES[max((f for f in _FAMILIES if name.startswith(f)), key=len)]
-    gentle = found.gentle and not name.endswith("_bn")
-    return Architecture(name, found.stem, found.head, found.smallest, found.patch, found.grid, gentle)
+    return replace(found, name=name, rate=Architecture.rate if name.endswith("_bn") else found.rate)
 
 
 _V2 = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,8 +26,12 @@ REVISION = 1
 MEAN, STD = 0.5, 0.25
 """Normalisation of networks that are trained here: about zero mean and unit spread on photographs and digits."""
 
-_RATES = {("adamw", False): 2e-3, ("adamw", True): 5e-4, ("sgd", False): 0.05, ("sgd", True): 0.01}
-_TUNING_RATES = {"adamw": 3e-4, "sgd": 0.01}
+TUNING_RATE = 3e-4
+"""AdamW's rate for pretrained weights."""
+USER_RATE = 1e-3
+"""AdamW's rate for a network that is not known."""
+SGD_FACTOR = 25
+"""Nesterov SGD takes steps of about the same size at this multiple of AdamW's rate."""
 
 Epochs = Annotated[int, Param("passes over the training images", ge=1)]
 Optimizer = Annotated[Literal["adamw", "sgd"], Param("how the weights are updated")]
@@ -50,10 +54,13 @@ class Recipe:
     batch_size: int
     seed: int
 
-    def schedule(self, info: DatasetInfo, customary: float) -> Schedule:
-        """Mirrored images where the dataset allows it, then moved by 1/8 of their size; others by 1/16."""
+    def schedule(self, info: DatasetInfo, rate: float) -> Schedule:
+        """`rate` is AdamW's, unless the user gave one. Where a mirrored image keeps its class, images are
+        mirrored and moved by up to 1/8 of their size; elsewhere only moved, by up to 1/16."""
         shift = min(info.size) // (8 if info.flip else 16)
-        rate = customary if self.lr is None else self.lr
+        if self.optimizer == "sgd":
+            rate *= SGD_FACTOR
+        rate = rate if self.lr is None else self.lr
         return Schedule(self.epochs, self.optimizer, rate, self.batch_size, flip=info.flip, shift=shift, seed=self.seed)
 
 
@@ -100,7 +107,7 @@ class Trained:
         return _untrainable(info, self.arch.name)
 
     def schedule(self, info: DatasetInfo) -> Schedule:
-        return self.recipe.schedule(info, _RATES[self.recipe.optimizer, self.arch.gentle])
+        return self.recipe.schedule(info, self.arch.rate)
 
     def build(self, info: DatasetInfo, offline: bool = False) -> nn.Module:
         from advplug.builtin import nets
@@ -111,21 +118,21 @@ class Trained:
         return nets.classifier(net, (MEAN,), (STD,), None if size == info.size else size)
 
 
-def trained(
-    name: str,
-    epochs: Epochs = 5,
-    optimizer: Optimizer = "adamw",
-    lr: Rate = None,
-    batch_size: BatchSize = 64,
-    seed: Seed = 0,
-) -> Trained:
-    """The named architecture, built for a dataset and trained on it."""
-    return Trained(architecture(name), Recipe(epochs, optimizer, lr, batch_size, seed))
+def _factory(name: str) -> Callable[..., Trained]:
+    def make(
+        epochs: Epochs = 5,
+        optimizer: Optimizer = "adamw",
+        lr: Rate = None,
+        batch_size: BatchSize = 64,
+        seed: Seed = 0,
+    ) -> Trained:
+        return Trained(architecture(name), Recipe(epochs, optimizer, lr, batch_size, seed))
+
+    make.__doc__ = f"{name}, built for a dataset and trained on it."
+    return make
 
 
-by_name = SimpleNamespace(
-    **{name.replace("-", "_"): functools.partial(trained, name) for name in (*CUSTOM, *TORCHVISION)}
-)
+by_name = SimpleNamespace(**{n.replace("-", "_"): _factory(n) for n in (*CUSTOM, *TORCHVISION)})
 """A factory for each architecture."""
 
 
@@ -154,7 +161,7 @@ class Pretrained:
     def schedule(self, info: DatasetInfo) -> Schedule | None:
         if self.columns(info) is not None:
             return None
-        return self.recipe.schedule(info, _TUNING_RATES[self.recipe.optimizer])
+        return self.recipe.schedule(info, TUNING_RATE)
 
     def build(self, info: DatasetInfo, offline: bool = False) -> nn.Module:
         from advplug.builtin import pretrained
@@ -301,7 +308,7 @@ class UserCode:
         return untrained or _misfit_norm(self.mean, self.std, info.channels)
 
     def schedule(self, info: DatasetInfo) -> Schedule | None:
-        return None if self.weights is not None else self.recipe.schedule(info, _RATES[self.recipe.optimizer, True])
+        return None if self.weights is not None else self.recipe.schedule(info, USER_RATE)
 
     def build(self, info: DatasetInfo, offline: bool = False) -> nn.Module:
         from advplug.builtin import nets

@@ -141,9 +141,8 @@ def _put(net: nn.Module, path: str, new: nn.Module) -> None:
 
 
 def _cnn(channels: int, size: tuple[int, int], classes: int) -> nn.Module:
-    return _network(
-        features=_blocks(channels), pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(128, classes)
-    )
+    features, pool = _blocks(channels, 16, 32, 64), nn.AdaptiveAvgPool2d(1)
+    return _network(features=features, pool=pool, flatten=nn.Flatten(), fc=nn.Linear(64, classes))
 
 
 def _cnn_a(channels: int, size: tuple[int, int], classes: int) -> nn.Module:
@@ -158,15 +157,15 @@ def _cnn_a(channels: int, size: tuple[int, int], classes: int) -> nn.Module:
 def _cnn_b(channels: int, size: tuple[int, int], classes: int) -> nn.Module:
     height, width = (n // 8 for n in size)
     head = nn.Sequential(nn.Linear(128 * height * width, 256), nn.ReLU(), nn.Linear(256, classes))
-    return _network(features=_blocks(channels), flatten=nn.Flatten(), classifier=head)
+    return _network(features=_blocks(channels, 32, 64, 128), flatten=nn.Flatten(), classifier=head)
 
 
-def _blocks(channels: int) -> nn.Sequential:
-    """3 x [3x3 convolution, batch norm, ReLU, max-pool]: (B, channels, H, W) to (B, 128, H // 8, W // 8)."""
+def _blocks(*widths: int) -> nn.Sequential:
+    """[3x3 convolution, batch norm, ReLU, max-pool] from each width to the next, halving height and width."""
     return nn.Sequential(
         *(
             nn.Sequential(nn.Conv2d(a, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU(), nn.MaxPool2d(2))
-            for a, b in pairwise((channels, 32, 64, 128))
+            for a, b in pairwise(widths)
         )
     )
 
