@@ -397,7 +397,6 @@ def test_calibration_is_bounded_cached_and_skipped_where_it_does_not_pay(monkeyp
         assert precision.choose(net, x, 16) == (precision.PLAIN, None)
         assert not precision.timings(net)
         monkeypatch.setattr(precision, "WORTH_SECONDS", 0.0)
-        monkeypatch.setattr(precision, "COMPILE_AFTER", float("inf"))
         mode, runner = precision.choose(net, x, 10**6)
         assert set(precision.timings(net)) <= {str(m) for m in (precision.PLAIN, *precision.CANDIDATES)}
         assert str(precision.PLAIN) in precision.timings(net)
@@ -452,3 +451,22 @@ def test_attacks_are_listed_without_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"fgsm", "ifgsm", "mifgsm", "pgd", "apgd", "apgd-t", "eot-pgd", "noise"} <= set(done.stdout.split())
     assert TOLERANCE == 1e-6
+
+
+def test_a_compiler_that_fails_is_asked_once_and_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = conv_net(), torch.rand(4, 3, 8, 8)
+    net(x)
+    asked = []
+
+    def broken(*args: object, **kw: object) -> None:
+        asked.append(args)
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with Victim(net, 4).frozen():
+        for _ in range(3):
+            mode, runner = precision.choose(net, x, 10**9)
+            assert not mode.compiled
+            assert runner is None or runner(x).shape == (4, 4)
+            precision.spent(net, x, precision.COMPILE_AFTER + 1)
+    assert len(asked) == 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -114,10 +115,12 @@ class _Run:
         runs = self.attack.restarts * (1 if table is None else table.shape[1])
         if self.steps == 0:
             runs = 1
-        if self.attack.precision == "auto" and self.steps >= 4:
+        auto = self.attack.precision == "auto" and self.steps >= 4
+        if auto:
             work = len(self.batch) * self.steps * runs * self.draws
             probe = self.batch.x[: self.size]
             self.mode, self.runner = precision.choose(self.victim.module, probe, work)
+        began = time.perf_counter()
         for run, view in itertools.product(range(runs), range(self.victim.views)):
             self.run, self.view = run, view
             rows = (self.results.solved.logical_not() | self.stay).nonzero().flatten()
@@ -127,6 +130,8 @@ class _Run:
                 self.goals = table[:, self.run % table.shape[1]]
             self.results.path[rows] = float("nan")
             self._one_run(rows)
+        if auto:
+            precision.spent(self.victim.module, self.batch.x, time.perf_counter() - began)
         return Crafted(self.results.x, self.results.trace())
 
     def _one_run(self, rows: Tensor) -> None:

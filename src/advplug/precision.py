@@ -23,10 +23,13 @@ Runner = Callable[[Tensor], Tensor]
 
 CALIBRATION_SECONDS = 1.0
 """The most that timing may take, a module and image shape."""
-WORTH_SECONDS = 5.0
+WORTH_SECONDS = 10.0
 """Planned float32 work below this is done as it is: timing would cost more than it saves."""
-COMPILE_AFTER = 600.0
-"""Seconds of planned work on one module after which compiling, a minute's work or more, is tried."""
+WORTH_SHARE = 0.05
+"""The most that timing may take of the planned work, which early leaving makes several times shorter."""
+COMPILE_AFTER = 300.0
+"""Seconds spent on one module after which compiling, a minute's work or more, is tried: whoever has paid
+that much is likely to go on, and at worst pays a third more."""
 SMALLEST_COMPILED = 16
 """Below this many images a compiled pass would be compiled anew; the module itself runs them."""
 GAIN, GAIN_REDUCED, GAIN_COMPILED = 1.1, 1.4, 1.15
@@ -52,11 +55,12 @@ CANDIDATES = (Mode(channels_last=True), Mode(bfloat16=True, channels_last=True),
 
 @dataclass
 class _Known:
-    """One module at one image shape: seconds an image, the choice, seconds of work planned so far."""
+    """One module at one image shape: seconds an image, the choice, work planned and done in seconds."""
 
     seconds: float | None = None
     mode: Mode | None = None
     planned: float = 0.0
+    spent: float = 0.0
     tried_compiling: bool = False
     timings: dict[str, float] = field(default_factory=dict)
 
@@ -101,8 +105,7 @@ def choose(module: nn.Module, x: Tensor, passes: int) -> tuple[Mode, Runner | No
     floats = {p.dtype for p in module.parameters()} | {x.dtype}
     if floats != {torch.float32} or x.dim() != 4 or not len(x):
         return PLAIN, None
-    key = (tuple(x.shape[1:]), str(x.device))
-    known = _KNOWN.setdefault(module, {}).setdefault(key, _Known())
+    known = _known(module, x)
     if known.seconds is None and passes < 16 * len(x[:8]):
         return PLAIN, None
     if known.seconds is None:
@@ -113,13 +116,22 @@ def choose(module: nn.Module, x: Tensor, passes: int) -> tuple[Mode, Runner | No
     if known.mode is None:
         known.mode = _calibrate(module, x, known)
         log.info("attack passes run as %s (%s)", known.mode, known.timings)
-    if known.planned > COMPILE_AFTER and not known.tried_compiling:
+    if known.spent > COMPILE_AFTER and not known.tried_compiling:
         known.tried_compiling = True
         _try_compile(module, x, known.mode, known.timings)
     if id(module) in _COMPILED:
         mode = replace(known.mode, compiled=True)
         return mode, _Pass(module, mode, _COMPILED[id(module)])
     return known.mode, runner(module, known.mode)
+
+
+def spent(module: nn.Module, x: Tensor, seconds: float) -> None:
+    """Notes how long an attack's passes of images like `x` took: compiling is tried only where much is done."""
+    _known(module, x).spent += seconds
+
+
+def _known(module: nn.Module, x: Tensor) -> _Known:
+    return _KNOWN.setdefault(module, {}).setdefault((tuple(x.shape[1:]), str(x.device)), _Known())
 
 
 def timings(module: nn.Module) -> dict[str, float]:
@@ -131,12 +143,13 @@ def _calibrate(module: nn.Module, x: Tensor, known: _Known) -> Mode:
     """Times the candidates on as many images as fit into the time allowed."""
     began = time.perf_counter()
     assert known.seconds is not None
-    # Two passes each of the plain way and three others, with half of the time in reserve.
-    fits = int(0.5 * CALIBRATION_SECONDS / (8 * max(known.seconds, 1e-7)))
+    allowed = min(CALIBRATION_SECONDS, WORTH_SHARE * known.planned)
+    # Three passes each of the plain way and three others, with half of the time in reserve.
+    fits = int(0.5 * allowed / (12 * max(known.seconds, 1e-7)))
     probe = x[: max(1, min(fits, len(x)))]
 
     def left() -> float:
-        return CALIBRATION_SECONDS - (time.perf_counter() - began)
+        return allowed - (time.perf_counter() - began)
 
     plain = _time(module, PLAIN, probe, repeats=2, warm=False)
     known.timings[str(PLAIN)] = plain
