@@ -81,7 +81,7 @@ def test_one_image_or_a_hair_is_no_sign(name):
         "zero-gradients": group(finding(zero_gradient=np.full(N, 9))),
         "nonfinite-gradients": group(),
         "perturbation-violation": group(),
-        "lost-in-rounding": group(finding(rounded=bits(49)[:, None])),
+        "lost-in-rounding": group(finding(rounded=bits(45)[:, None])),
         "static-beats-adaptive": group(finding(static=bits(56)[:, None]), defended=True),
         "near-chance": group(finding(clean=(np.arange(N) % 5 < 2)[:, None])),
         "batch-dependent": group(),

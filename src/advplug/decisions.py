@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advplug.contracts import Batch
+from advplug.ball import project
+from advplug.contracts import Batch, Perturbation
 from advplug.data import Split
 from advplug.errors import CellFailure
 from advplug.evidence import Array
@@ -48,9 +49,7 @@ class Batching:
                 if not out_of_memory(error):
                     raise
                 if self.size == 1:
-                    raise CellFailure(
-                        "out of memory with a single image; use a smaller model or image size"
-                    ) from error
+                    raise CellFailure("out of memory with a single image; use a smaller model or image size") from error
                 self.size = max(1, self.size // 2)
                 self.notes.append(f"out of memory: batch size halved to {self.size}")
             if torch.cuda.is_available():
@@ -101,6 +100,32 @@ def succeeds(victim: Victim, x: Tensor, batch: Batch, batching: Batching, draws:
     if batch.target is not None:
         return np.asarray(accepted & (labels == batch.target.cpu().numpy()[:, None]))
     return np.asarray(accepted & (labels != batch.y.cpu().numpy()[:, None]))
+
+
+PUSHES = (1.0, 1.1, 1.3, 1.7, 2.5)
+"""How far a perturbation is stretched, within the budget, before it is rounded."""
+
+
+def succeeds_in_8_bits(
+    victim: Victim, x_adv: Tensor, batch: Batch, ball: Perturbation, batching: Batching, draws: int
+) -> Array:
+    """(B, draws): success of images that a file of 8-bit pixels can hold, inside the same budget.
+
+    An attack that stops once an image is fooled stops just beyond the boundary, where rounding undoes it by
+    chance. So an image that rounding repairs is pushed on along its own perturbation, as far as the budget allows.
+    """
+    success = np.zeros((len(batch), draws), dtype=bool)
+    left = np.ones(len(batch), dtype=bool)
+    for push in PUSHES:
+        rows = torch.from_numpy(left).to(x_adv.device)
+        part = batch.take(rows)
+        stretched = project(part.x, part.x + push * (x_adv[rows] - part.x), ball.norm, float(ball.eps))
+        found = succeeds(victim, round_to_8_bits(part.x, stretched), part, batching, draws)
+        success[left] = found
+        left[left] = found.mean(axis=1) <= 0.5
+        if not left.any():
+            break
+    return success
 
 
 def round_to_8_bits(x: Tensor, x_adv: Tensor) -> Tensor:

@@ -125,14 +125,17 @@ def perturbation_violation(group: Group) -> Outcome:
 
 
 def lost_in_rounding(group: Group) -> Outcome:
-    """Robust accuracy rises by more than 1 point, and 2 images, once images are stored in 8 bits."""
+    """Robust accuracy rises by more than 5 points, and 2 images, once images are stored in 8 bits.
+
+    A budget between two levels (0.1 is 25.5 of them) loses up to a level by itself, hence not 1 point.
+    """
     seen = [f for f in group.findings if f.evidence.rounded is not None]
     if not seen:
         return Outcome("inapplicable")
     for f in seen:
         assert f.evidence.rounded is not None
         gained = f.evidence.robust(f.evidence.rounded).mean(1) - f.evidence.robust(f.evidence.adaptive).mean(1)
-        if gained.sum() >= MIN_IMAGES and gained.mean() > 0.01:
+        if gained.sum() >= MIN_IMAGES and gained.mean() > 0.05:
             return Outcome("tripped", f"{f.attack}: {100 * gained.mean():.1f} points of its success vanish in 8 bits")
     return Outcome("passed")
 

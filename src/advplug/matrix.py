@@ -321,6 +321,11 @@ def _judge_model(victim: VictimPlan, caps: AttackCaps, info: DatasetInfo) -> Ref
     misfit = victim.model.value.misfit(info)
     if misfit is not None:
         return Refused(misfit)
+    if not info.trainable and victim.model.value.schedule(info) is not None:
+        return Refused(
+            f"{victim.model.label} has to be trained, and {victim.dataset.label} holds no training images",
+            "use weights: torchvision:NAME@DEFAULT, file:PATH or your own module",
+        )
     if caps.access is Access.TRAINING_SET and victim.model.value.schedule(info) is None:
         return Refused(
             f"a training-set attack needs a model that is trained, {victim.model.label} is only loaded",

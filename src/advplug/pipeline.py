@@ -18,7 +18,7 @@ from advplug.build import Built
 from advplug.contracts import Ball, Batch, EvasionAttack, Targeted, Threat, Trace
 from advplug.craft import checked, craft, targets
 from advplug.crafted import CraftedWriter
-from advplug.decisions import CHUNK, Batching, Clean, draws_of, round_to_8_bits, succeeds
+from advplug.decisions import CHUNK, Batching, Clean, draws_of, succeeds, succeeds_in_8_bits
 from advplug.evidence import Array, Evidence
 from advplug.matrix import Sweep
 from advplug.rng import Stream
@@ -96,16 +96,14 @@ def run_sweep(
     timing = {eps: Timing() for eps in sweep.budgets}
     for chunk in _chunks(built, clean, sweep):
         adaptive = _attack_chunk(sweep, attack, victim, victim, chunk, batching, timing)
-        bare = (
-            _attack_chunk(sweep, attack, victim.bare, victim, chunk, batching, timing) if victim.wraps else {}
-        )
+        bare = _attack_chunk(sweep, attack, victim.bare, victim, chunk, batching, timing) if victim.wraps else {}
         for eps, found in adaptive.items():
             clock = time.perf_counter()
             if keep is not None:
                 keep.put(eps, chunk.rows.start, found.x)
             carried = static(eps, chunk.rows.start, chunk.rows.stop).to(victim.device) if static else None
             parts[eps].append(
-                _evidence(victim, chunk, clean, found, bare.get(eps), carried, _rounds(sweep, eps), batching)
+                _evidence(victim, chunk, clean, found, bare.get(eps), carried, Ball(sweep.norm, eps), batching)
             )
             timing[eps].decide += time.perf_counter() - clock
         progress(len(chunk.batch))
@@ -113,11 +111,6 @@ def run_sweep(
         keep.finish()
     evidence = {eps: _concatenate(found) for eps, found in parts.items()}
     return SweepResult(evidence, timing, list(batching.notes))
-
-
-def _rounds(sweep: Sweep, eps: Fraction) -> bool:
-    """Whether an 8-bit image can differ from the clean one within the budget."""
-    return sweep.norm != "linf" or eps >= Fraction(1, 255)
 
 
 def _attack_chunk(
@@ -173,17 +166,29 @@ def _evidence(
     found: _AtBudget,
     bare: _AtBudget | None,
     static: Tensor | None,
-    rounds: bool,
+    ball: Ball,
     batching: Batching,
 ) -> Evidence:
     batch, draws = chunk.batch, draws_of(victim)
     todo = torch.from_numpy(chunk.attacked)
+    # Below one level an 8-bit image cannot differ from the clean one.
+    rounds = ball.norm != "linf" or ball.eps >= Fraction(1, 255)
 
     def judged(x: Tensor) -> Array:
         success = np.zeros((len(batch), draws), dtype=bool)
         if todo.any():
             picked = todo.to(x.device)
             success[chunk.attacked] = succeeds(victim, x[picked], batch.take(picked), batching, draws)
+        return success
+
+    def rounded() -> Array:
+        # What float pixels do not break, 8-bit pixels within the same budget need not be tried on.
+        broken = found.success.mean(axis=1) > 0.5
+        success = np.zeros((len(batch), draws), dtype=bool)
+        if broken.any():
+            picked = torch.from_numpy(broken).to(found.x.device)
+            part = batch.take(picked)
+            success[broken] = succeeds_in_8_bits(victim, found.x[picked], part, ball, batching, draws)
         return success
 
     return Evidence(
@@ -194,7 +199,7 @@ def _evidence(
         adaptive=found.success,
         static=None if static is None else judged(static),
         bare=None if bare is None else bare.success,
-        rounded=judged(round_to_8_bits(batch.x, found.x)) if rounds else None,
+        rounded=rounded() if rounds else None,
         linf=Ball("linf", Fraction(1)).measure(batch.x, found.x).cpu().numpy(),
         l2=Ball("l2", Fraction(1)).measure(batch.x, found.x).cpu().numpy(),
         violations=found.violations,
@@ -245,8 +250,5 @@ def _padded(values: list[Array | None], parts: list[Evidence]) -> Array | None:
     if known is None:
         return None
     return np.concatenate(
-        [
-            np.zeros((p.n, *known.shape[1:]), known.dtype) if v is None else v
-            for v, p in zip(values, parts, strict=True)
-        ]
+        [np.zeros((p.n, *known.shape[1:]), known.dtype) if v is None else v for v, p in zip(values, parts, strict=True)]
     )
