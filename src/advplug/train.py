@@ -73,7 +73,7 @@ class Training:
         if len(self.data) % plan.batch_size == 1 and steps > 1:
             steps -= 1
         optimizer = _optimizer(chosen, plan)
-        rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: _rate(i, plan.epochs * steps, plan.one_cycle))
+        rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: learning_rate(i, plan.epochs * steps, plan.one_cycle))
         for epoch in range(plan.epochs):
             draws = stream.generator("epoch", epoch)
             order = torch.randperm(len(self.data), generator=draws).numpy()
@@ -141,7 +141,7 @@ def _optimizer(chosen: list[nn.Parameter], plan: Schedule) -> torch.optim.Optimi
     return torch.optim.AdamW(groups, lr=plan.lr, fused=True)
 
 
-def _rate(step: int, steps: int, one_cycle: bool) -> float:
+def learning_rate(step: int, steps: int, one_cycle: bool) -> float:
     """The learning rate's factor at `step`: a linear rise, then half a cosine down to 0 (Smith and Topin 2019)."""
     if not one_cycle:
         return 1.0
