@@ -121,15 +121,14 @@ class Artifacts:
         """The artifact of that key, or None; the holder of the key's lock sets a spoiled one aside."""
         folder = self.root / key
         try:
-            return _read(folder)
+            with self._explained():
+                return _read(folder)
         except FileNotFoundError:
             if not folder.is_dir():
                 return None
             reason = "a file is missing"
         except _SpoiledError as error:
             reason = str(error)
-        except OSError as error:
-            raise UsageError(f"the weight cache {folder} cannot be read: {error.strerror or error}") from error
         if locked:
             with self._explained():
                 aside = self._aside(key, _SPOILED)
@@ -229,12 +228,14 @@ class Artifacts:
     def _explained(self) -> Iterator[None]:
         try:
             yield
+        except FileNotFoundError:
+            raise  # always expected, never the user's to mend
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             why = "no space is left" if full else error.strerror or str(error)
-            todo = "free some, or set" if full else "make it writable, or set"
+            todo = "free some" if full else "mend that"
             raise UsageError(
-                f"the weight cache {self.root} cannot be written: {why}; {todo} ADVPLUG_CACHE to another folder"
+                f"the weight cache {self.root} cannot be used: {why}; {todo}, or set ADVPLUG_CACHE to another folder"
             ) from error
 
 
