@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -119,3 +122,9 @@ def test_a_group_without_evidence_has_no_verdict():
 def test_a_strong_attack_beside_a_faulty_one_is_not_trusted():
     mixed = group(finding(), finding(violations=2))
     assert verdict(mixed, *examine(mixed)) == "not trustworthy"
+
+
+def test_the_documentation_lists_every_check_with_its_level():
+    page = (Path(__file__).parent.parent / "docs" / "verdicts.md").read_text()
+    rows = dict(re.findall(r"^\| `([a-z-]+)` \| (error|warn) \|", page, re.MULTILINE))
+    assert rows == {name: check.level for name, check in CHECKS.items()}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from advplug.estimate import Estimate
+from advplug.health import CHECKS
 from advplug.matrix import Sweep
 from advplug.results import Cell, Flag, RunResult, ThreatRow
 
@@ -131,7 +132,7 @@ def _remarks(result: RunResult) -> list[str]:
     flags: dict[Flag, None] = {}
     for flag in (f for t in result.threats for f in t.flags):
         flags.setdefault(flag)
-    lines += [f"{flag.level}: {flag.name}: {flag.detail}" for flag in flags]
+    lines += [f"{flag.level}: {flag.name}: {flag.detail}; {CHECKS[flag.name].advice}" for flag in flags]
     for threat in result.threats:
         if threat.verdict == "upper bound":
             why = (
