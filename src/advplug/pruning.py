@@ -72,12 +72,12 @@ class Graph:
         import torch_pruning as tp
 
         # On a copy: tracing needs evaluation mode and a gradient on every parameter.
-        probe = copy.deepcopy(model).eval().requires_grad_(True)
+        probe = _probe(model).requires_grad_(True)
         self._names = {module: name for name, module in probe.named_modules()}
         try:
             with warnings.catch_warnings(), torch.enable_grad():
                 warnings.simplefilter("ignore")  # on free parameters, which are reported here as obstacles
-                self._graph = tp.DependencyGraph().build_dependency(probe, example_inputs=x)
+                self._graph = tp.DependencyGraph().build_dependency(probe, example_inputs=x.cpu())
                 roots = self._graph.get_all_groups(root_module_types=_FILTERS)
                 self.groups = tuple(self._group(found) for found in roots)
         except Exception as error:  # a tracer fails in any way on code it was not made for
@@ -95,8 +95,8 @@ class Graph:
             if isinstance(module, _FILTERS) and kind != "DEPTHWISE_CONV":
                 blocks = max(blocks, module.groups)
             if self._side(item.dep) == "out" and isinstance(module, (*_FILTERS, nn.Linear)):
-                norm = module.weight.detach().abs().flatten(1).sum(1)[item.idxs]
-                scores.index_add_(0, torch.tensor(item.root_idxs), norm.float().cpu())
+                norms = module.weight.detach().float().abs().flatten(1).sum(1)
+                scores.index_add_(0, torch.tensor(item.root_idxs), norms[item.idxs])
                 filters += [self._names[module]] if isinstance(module, _FILTERS) else []
             elif kind in _SHARED or (module in self._names and not isinstance(module, _CHANNELWISE)):
                 obstacle = obstacle or _SHARED.get(kind, type(module).__name__)
@@ -227,14 +227,13 @@ def _has_preferred(model: nn.Module) -> bool:
 
 def _resolve(model: nn.Module, name: str) -> str:
     """The full name of the module called `name`; the outermost one where several names end in it."""
-    names = [n for n, _ in model.named_modules() if n]
+    names: list[str] = [n for n, _ in model.named_modules() if n]
     if name in names:
         return name
     ending = [n for n in names if n.endswith(f".{name}")]
     if not ending:
-        known = {short_name(model, n) for n in names} - {""}
-        outer = ", ".join(dict.fromkeys(short_name(model, n).partition(".")[0] for n in names if short_name(model, n)))
-        hint = did_you_mean(name, sorted(known)) or f"; its layers are {outer}"
+        own = [n for n in names if n.startswith(_wrapper(model))]
+        hint = did_you_mean(name, [short_name(model, n) for n in own]) or f"; its layers are {_listing(model, own)}"
         raise UsageError(f"prune: the model has no layer '{name}'{hint}")
     depth = min(n.count(".") for n in ending)
     outermost = [n for n in ending if n.count(".") == depth]
@@ -262,13 +261,12 @@ def _listing(model: nn.Module, names: Iterable[str]) -> str:
 def _last_stage(model: nn.Module, x: Tensor) -> tuple[str, ...]:
     """The convolutions that run after the last one with a larger output than the final convolution has."""
     order: list[tuple[str, int]] = []
-    hooks = []
-    probe = copy.deepcopy(model).eval()
+    probe = _probe(model)
     for name, module in probe.named_modules():
         if isinstance(module, _FILTERS):
-            hooks.append(module.register_forward_hook(_recorder(order, name)))
+            module.register_forward_hook(_recorder(order, name))
     with torch.no_grad():
-        probe(x)
+        probe(x.cpu())
     final = order[-1][1]
     start = max((i + 1 for i, (_, area) in enumerate(order) if area > final), default=0)
     return tuple(dict.fromkeys(name for name, _ in order[start:]))
@@ -305,7 +303,7 @@ def _removals(
         for group in bad or set(planned):
             del planned[group]
             whole |= dict.fromkeys((n for n in group.filters if n in chosen), "its channels are reordered on the way")
-    cut = {part.name for removal in planned.values() for part in removal}
+    cut = {part.name for removal in planned.values() for part in removal if part.side == "out"}
     whole = {name: why for name, why in whole.items() if name not in cut}
     if not planned:
         reasons = "; ".join(f"{short_name(model, name)}: {why}" for name, why in list(whole.items())[:3])
@@ -337,17 +335,22 @@ def _sound(model: nn.Module, x: Tensor, removals: Sequence[Sequence[Slice]]) -> 
     It does not where the tracer lost track of channels, so that what is left is wired wrongly.
     """
     parts = [part for removal in removals for part in removal]
-    small, masked = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()
+    small, masked = _probe(model), _probe(model)
     for part in parts:
         _ignore(masked.get_submodule(part.name), part)
     rebuild(small, _kept(model, parts))
     with torch.no_grad():
-        wanted = masked(x)
+        wanted = masked(x.cpu())
         try:
-            got = small(x)
-        except RuntimeError:  # shapes that do not fit
+            got = small(x.cpu())
+        except Exception:  # shapes that do not fit; what a network's own code raises then is its affair
             return False
     return got.shape == wanted.shape and bool((got - wanted).abs().max() <= TOLERANCE * wanted.abs().max())
+
+
+def _probe(model: nn.Module) -> nn.Module:
+    # On the CPU, where a float32 product has the precision of float32.
+    return copy.deepcopy(model).cpu().eval()
 
 
 def _ignore(module: nn.Module, part: Slice) -> None:

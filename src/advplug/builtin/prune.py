@@ -37,8 +37,7 @@ def prune(
 
         from advplug.pruning import PROBES, shrink
 
-        device = next(model.parameters()).device
-        x = training.data.batch(np.arange(min(PROBES, len(training.data))), device).x
+        x = training.data.batch(np.arange(min(PROBES, len(training.data)))).x
         structure, facts = shrink(model, x, ratio, names)
         if structure and epochs:
             schedule = training.schedule
