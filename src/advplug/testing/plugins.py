@@ -6,24 +6,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from advplug.errors import UsageError, did_you_mean
+from advplug.errors import PluginError, UsageError, did_you_mean
+from advplug.parse import Reference
 from advplug.registry import Entry, Registry, Source, registry
-from advplug.testing.attacks import attack_results
-from advplug.testing.defenses import defense_results
-from advplug.testing.metrics import metric_results
 from advplug.testing.report import Result
-from advplug.testing.sources import dataset_results, model_results
 
-_CHECKS: Mapping[str, Callable[[str, dict[str, Any]], list[Result]]] = {
-    "attack": attack_results,
-    "defense": lambda name, params: defense_results(name, params, on="cnn", clean_drop=0.1),
-    "model": lambda name, params: model_results(name, params, on="digits"),
-    "dataset": dataset_results,
-    "metric": metric_results,
-}
 _LIST = """
 import json, sys
 from advplug.registry import registry
@@ -65,7 +55,28 @@ def entry_results(entry: Entry) -> list[Result]:
         return [*results, Result("behaviour", None, f"it needs {', '.join(required)}; call {call}")]
     # The kit puts victims of its own in the place of those that a reference names.
     victims = {p.name: "cnn" for p in entry.params() if p.required}
-    return results + _CHECKS[entry.kind](entry.name, victims)
+    if entry.kind != "attack" and not victims:
+        try:
+            entry.make(entry.bind(Reference(entry.name)))
+        except PluginError:
+            pass  # a check below says it
+        except UsageError as error:
+            return [*results, Result("behaviour", None, f"not with default parameters: {error}")]
+    return results + _behaviour(entry, victims)
+
+
+def _behaviour(entry: Entry, params: dict[str, str]) -> list[Result]:
+    # Torch is imported here: a plugin that is unknown or broken is called so at once.
+    from advplug.testing import attacks, defenses, metrics, sources
+
+    checks: dict[str, Callable[[], list[Result]]] = {
+        "attack": lambda: attacks.attack_results(entry.name, params),
+        "defense": lambda: defenses.defense_results(entry.name, params, on="cnn", clean_drop=0.1),
+        "model": lambda: sources.model_results(entry.name, params, on="digits"),
+        "dataset": lambda: sources.dataset_results(entry.name, params),
+        "metric": lambda: metrics.metric_results(entry.name, params),
+    }
+    return checks[entry.kind]()
 
 
 def _find(found: Registry, name: str) -> tuple[Source, str | None]:

@@ -72,5 +72,5 @@ class Linear:
         return Centred(info.channels * info.size[0] * info.size[1], len(info.classes))
 
 
-def linear(epochs: Annotated[int, Param("passes over the training images", ge=1)] = 5) -> Linear:
+def linear(epochs: Annotated[int, Param("passes over the training images", ge=1)] = 20) -> Linear:
     return Linear(epochs)
