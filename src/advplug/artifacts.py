@@ -121,14 +121,15 @@ class Artifacts:
         """The artifact of that key, or None; the holder of the key's lock sets a spoiled one aside."""
         folder = self.root / key
         try:
-            with self._explained():
-                return _read(folder)
+            return _read(folder)
         except FileNotFoundError:
             if not folder.is_dir():
                 return None
             reason = "a file is missing"
         except _SpoiledError as error:
             reason = str(error)
+        except OSError as error:
+            raise self._unusable(error) from error
         if locked:
             with self._explained():
                 aside = self._aside(key, _SPOILED)
@@ -228,15 +229,16 @@ class Artifacts:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError:
-            raise  # always expected, never the user's to mend
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            why = "no space is left" if full else error.strerror or str(error)
-            todo = "free some" if full else "mend that"
-            raise UsageError(
-                f"the weight cache {self.root} cannot be used: {why}; {todo}, or set ADVPLUG_CACHE to another folder"
-            ) from error
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError) -> UsageError:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        why = "no space is left" if full else error.strerror or str(error)
+        todo = "free some" if full else "mend that"
+        return UsageError(
+            f"the weight cache {self.root} cannot be used: {why}; {todo}, or set ADVPLUG_CACHE to another folder"
+        )
 
 
 def _pack(artifact: Artifact, label: str) -> bytes:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import struct
 import zipfile
 from collections import OrderedDict
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 T = TypeVar("T")
 _HEADER_LIMIT = 100 << 20
-_PLAIN = ("collections", "torch", "_codecs", "numpy")
-"""Modules whose names occur in checkpoints of tensors and numbers."""
+_BUILTIN = ("builtins", "__builtin__")
 
 
 def find(path: Path) -> Path:
@@ -105,7 +105,8 @@ def load(path: Path, key: str | None = None, strip: str = "") -> dict[str, Tenso
     except UsageError:
         raise
     except pickle.UnpicklingError as error:
-        raise _holds_code(path, _first_line(error)) from error
+        named = re.search(r"(?:GLOBAL|global:?) ([\w.]+)", str(error))
+        raise _holds_code(path, named.group(1) if named else "unknown content") from error
     except Exception as error:  # torch and safetensors raise many kinds for damaged files
         raise UsageError(f"{path} is damaged or truncated ({_first_line(error)}); fetch it again") from error
     tensors = {n: v.detach() for n, v in found.items() if isinstance(v, torch.Tensor)}
@@ -182,10 +183,7 @@ def _entry(content: Any, path: Path, key: str | None) -> Mapping[str, Any]:
             raise UsageError(f"{path} has no entry '{key}'{listing}")
         content = content[key]
     if not isinstance(content, Mapping):
-        raise UsageError(
-            f"{path} holds a {type(content).__name__.strip('_').lower()}, not named tensors; "
-            "save model.state_dict() instead"
-        )
+        raise UsageError(f"{path} holds no named tensors (a whole model, a list?); save model.state_dict() instead")
     if not any(_is_tensor(v) for v in content.values()):
         inner = [n for n, v in content.items() if isinstance(v, Mapping) and any(map(_is_tensor, v.values()))]
         hint = f"write key={inner[0]}" if inner else f"it has {', '.join(map(str, list(content)[:8])) or 'nothing'}"
@@ -265,10 +263,9 @@ class _Peek(pickle.Unpickler):
 
     _KNOWN: Mapping[tuple[str, str], Any] = {
         ("collections", "OrderedDict"): OrderedDict,
-        ("collections", "defaultdict"): lambda *_: {},
-        ("builtins", "set"): _Inert,
-        ("builtins", "bytearray"): _Inert,
-        ("builtins", "complex"): _Inert,
+        ("collections", "Counter"): _Inert,
+        ("_codecs", "encode"): _Inert,
+        **{(module, name): _Inert for module in _BUILTIN for name in ("set", "bytearray", "complex")},
         ("torch._utils", "_rebuild_tensor"): _tensor,
         ("torch._utils", "_rebuild_tensor_v2"): _tensor,
         ("torch._utils", "_rebuild_parameter"): _parameter,
@@ -281,9 +278,9 @@ class _Peek(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in self._KNOWN:
             return self._KNOWN[module, name]
-        if module.partition(".")[0] not in _PLAIN:
-            raise _holds_code(self._path, f"{module}.{name}")
-        return _Inert
+        if module.partition(".")[0] == "torch":  # whether torch takes it, it says itself when it loads the file
+            return _Inert
+        raise _holds_code(self._path, f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> Any:
         return _Inert()
