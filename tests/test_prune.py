@@ -268,6 +268,13 @@ def test_channels_that_are_lost_track_of_stay() -> None:
     assert list(tuned.facts["widths"]) == ["second"]
 
 
+def test_unused_convolutions_are_named() -> None:
+    model = Reversed()
+    model.spare = nn.Conv2d(3, 8, 3)
+    with pytest.raises(UsageError, match="spare: it is not on the way to the class scores"):
+        apply(model, layers="spare")
+
+
 def test_a_network_that_cannot_be_traced_is_refused() -> None:
     model = models.by_name.shufflenet_v2_x0_5().build(INFO)
     with pytest.raises(UsageError, match="cannot be traced") as error:

@@ -287,7 +287,7 @@ def _removals(
 ) -> tuple[list[tuple[Slice, ...]], dict[str, str]]:
     """The slices of every group that a chosen convolution writes, and why other chosen ones stay whole."""
     graph = Graph(model, x)
-    whole: dict[str, str] = {}
+    whole = dict.fromkeys(chosen, "it is not on the way to the class scores")
     planned: dict[Group, tuple[Slice, ...]] = {}
     for group in graph.groups:
         mine = [name for name in group.filters if name in chosen]
@@ -299,8 +299,8 @@ def _removals(
             whole |= dict.fromkeys(mine, why)
     if planned and not _sound(model, x, list(planned.values())):
         # One by one: in a network that reorders some channels, others can still be followed.
-        bad = {group for group, removal in planned.items() if not _sound(model, x, [removal])}
-        for group in bad or set(planned):
+        bad = [group for group, removal in planned.items() if not _sound(model, x, [removal])]
+        for group in bad or list(planned):
             del planned[group]
             whole |= dict.fromkeys((n for n in group.filters if n in chosen), "its channels are reordered on the way")
     cut = {part.name for removal in planned.values() for part in removal if part.side == "out"}
