@@ -91,6 +91,7 @@ class _Run:
         self.rule = self._rule()
         self.results = Results.blank(batch, self.steps)
         self.size = max(1, victim.batch_size)
+        self.early: list[Tensor] = []
         self.view = 0
         self.run = 0
         self.goals: Tensor | None = batch.target if self.targeted else None
@@ -130,6 +131,7 @@ class _Run:
                 self.goals = table[:, self.run % table.shape[1]]
             self.results.path[rows] = float("nan")
             self._one_run(rows)
+        self._undo_needless()
         if auto:
             precision.spent(self.victim.module, self.batch.x, time.perf_counter() - began)
         return Crafted(self.results.x, self.results.trace())
@@ -302,19 +304,26 @@ class _Run:
         return slots.pick(rest), kept
 
     def _solve(self, gone: Slots, losses: Tensor) -> None:
-        """Enters fooled images as solved; one that is fooled at its start may need no change at all."""
+        """Enters fooled images as solved."""
         r = self.results
         r.final_iterate[gone.row] = True
-        x = gone.x
-        moved = self.attack.start == "uniform" and self.batch.start is None and self.run == 0
-        early = (gone.taken == 0).nonzero().flatten() if moved and self.eps > 0 else gone.taken[:0]
-        if len(early):
-            at_start = gone.pick(early)
-            answer = self.victim.decide(at_start.clean)
-            wrong = answer.label == at_start.target if self.targeted else answer.label != at_start.y
-            unchanged = early.to(x.device)[wrong & answer.accepted]
-            x[unchanged] = gone.clean[unchanged]
-        r.offer(gone.row, x, torch.ones(len(gone), dtype=torch.bool), losses.double())
+        r.offer(gone.row, gone.x, torch.ones(len(gone), dtype=torch.bool), losses.double())
+        if self.attack.start == "uniform" and self.batch.start is None and self.run == 0:
+            self.early.append(gone.row[gone.taken == 0])
+
+    def _undo_needless(self) -> None:
+        """Images fooled at a random start may be misclassified as they are: those need no change at all."""
+        rows = torch.cat(self.early) if self.early else torch.zeros(0, dtype=torch.long)
+        for part in torch.split(rows, self.size) if len(rows) else ():
+            there = part.to(self.batch.x.device)
+            clean = self.batch.x[there]
+            answer = self.victim.decide(clean)
+            if self.targeted and self.batch.target is not None:
+                hit = answer.label == self.batch.target[there]
+            else:
+                hit = answer.label != self.batch.y[there]
+            kept = hit & answer.accepted
+            self.results.x[there[kept]] = clean[kept]
 
     def _advance(self, slots: Slots, seen: Reading) -> None:
         """Moves the iterates one step, in place of the slots' own."""
