@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -87,10 +87,10 @@ class Case:
     caps: AttackCaps
     params: Mapping[str, Any]
     norm: str
-    problem: LinearProblem = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.problem = linear_problem(self.norm, classes=max(5, self.caps.min_classes))
+    @cached_property
+    def problem(self) -> LinearProblem:
+        return linear_problem(self.norm, classes=max(5, self.caps.min_classes))
 
     def attack(self, victim: Victim) -> EvasionAttack:
         """A new attack; every victim that it needs is a twin of `victim`."""
@@ -98,12 +98,10 @@ class Case:
         made: EvasionAttack = self.entry.make(self.params, **twins)
         return made
 
-    def craft(self, batch: Batch | None = None, *, seed: int = 0, eps: Fraction | None = None,
-              targeted: bool = False, victim: Victim | None = None) -> Crafted:  # fmt: skip
-        victim = victim or self.problem.victim()
-        batch = batch or self.problem.batch
-        batch = batch if targeted else Batch(batch.x, batch.y, batch.index)
-        return self.attack(victim)(victim, batch, self.problem.threat(eps, targeted), Stream(seed, "attack"))
+    def craft(self, rows: Tensor | None = None, *, seed: int = 0, eps: Fraction | None = None) -> Crafted:
+        victim = self.problem.victim()
+        attack = self.attack(victim)
+        return attack(victim, self.problem.copy(rows), self.problem.threat(eps), Stream(seed, "attack"))
 
     @cached_property
     def main(self) -> Crafted:
@@ -174,7 +172,7 @@ class Case:
     def batching(self) -> None:
         """The verdicts, image by image, whatever else is in the batch."""
         rows = torch.arange(len(self.problem.batch))
-        parts = [self.craft(self.problem.batch.take(part)).x for part in (rows[:3], rows[3:])]
+        parts = [self.craft(part).x for part in (rows[:3], rows[3:])]
         x = torch.cat(parts)
         differ = int((self.flipped(x) != self.flipped(self.main.x)).sum())
         require(differ == 0, f"{differ} verdicts change with the batch; seed by Batch.index (Stream.per_image)")
@@ -182,13 +180,13 @@ class Case:
     def targeted(self) -> None:
         if "targeted" not in self.caps.goals:
             raise Unchecked("it declares untargeted goals only")
-        x = self.craft(targeted=True).x
-        ball = Ball(self.norm, self.problem.eps)
-        require(ball.check(self.problem.batch.x, x).all(), "targeted, it leaves the ball or [0, 1]")
-        target = self.problem.batch.target
-        assert target is not None  # the linear problem has one
-        hit = self.problem.victim().decide(x).label == target
-        require(not (hit & (self.problem.radius > float(self.problem.eps) * 1.001)).any(), "targeted, it hit too far")
+        problem = linear_problem(self.norm, classes=max(5, self.caps.min_classes), targeted=True)
+        victim, target = problem.victim(), problem.batch.target
+        x = self.attack(victim)(victim, problem.copy(), problem.threat(), Stream(0, "attack")).x
+        require(problem.threat().perturbation.check(problem.batch.x, x).all(), "targeted, it leaves the ball or [0, 1]")
+        assert target is not None  # this problem has one
+        hit = victim.decide(x).label == target
+        require(not (hit & (problem.radius > float(problem.eps) * 1.001)).any(), "targeted, it hit too far")
         if self.caps.access is Access.GRADIENT and self.caps.strength >= Strength.ITERATIVE:
             self._flips(hit, "turned into their target")
 
@@ -229,8 +227,7 @@ class Case:
         # The victims that it needs are the attacker's own and stay open.
         twins = {n: self.problem.victim() for n in self.entry.needs(self.params)}
         attack = self.entry.make(self.params, **twins)
-        batch = Batch(self.problem.batch.x, self.problem.batch.y, self.problem.batch.index)
-        attack(victim, batch, self.problem.threat(), Stream(0, "attack"))
+        attack(victim, self.problem.copy(), self.problem.threat(), Stream(0, "attack"))
 
     def trace(self) -> None:
         trace = self.main.trace
