@@ -73,7 +73,9 @@ class Training:
         if len(self.data) % plan.batch_size == 1 and steps > 1:
             steps -= 1
         optimizer = _optimizer(chosen, plan)
-        rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: learning_rate(i, plan.epochs * steps, plan.one_cycle))
+        rate = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda i: learning_rate(i, plan.epochs * steps, plan.one_cycle)
+        )
         for epoch in range(plan.epochs):
             draws = stream.generator("epoch", epoch)
             order = torch.randperm(len(self.data), generator=draws).numpy()
