@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from advplug.builtin.metrics import accuracy, attack_success, distance
-from advplug.evidence import Evidence, worst_case
+from advplug.evidence import Evidence, ranges, worst_case
 
 
 def evidence(**change):
@@ -74,3 +74,9 @@ def test_worst_case_of_a_randomised_victim_finds_the_stronger_attack_of_each_ima
     weak = np.ones((50, 10), dtype=bool)
     strong[25:], weak[25:] = True, False
     assert worst_case([strong, weak]).mean() == 0
+
+
+def test_indices_are_written_as_runs():
+    assert ranges(np.array([12, 0, 1, 2, 7, 9, 10, 11])) == "0-2,7,9-12"
+    assert ranges(np.array([5])) == "5"
+    assert ranges(np.array([], dtype=int)) == ""

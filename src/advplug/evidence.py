@@ -82,6 +82,14 @@ class Evidence:
         return cls(**{k: v.item() if v.ndim == 0 else v for k, v in values.items()})
 
 
+def ranges(index: Array) -> str:
+    """Positions as text, runs joined: `0-4,7,9-12`."""
+    ordered = np.sort(index)
+    cuts = np.flatnonzero(np.diff(ordered) != 1) + 1
+    runs = [(int(run[0]), int(run[-1])) for run in np.split(ordered, cuts) if len(run)]
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
 def worst_case(robust: Sequence[Array]) -> Array:
     """The per-image worst of several (n, d) arrays, as (n, d').
 
