@@ -1,0 +1,84 @@
+"""What the README and the plugin guide show is what happens."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from advplug import hooks
+from conftest import ROOT, advplug, install, python
+
+README = (ROOT / "README.md").read_text()
+GUIDE = (ROOT / "docs" / "plugins.md").read_text()
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def write(folder: Path, **files: str) -> Path:
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(text)
+    return folder
+
+
+def test_the_readme_plugin_is_short_installs_and_conforms(tmp_path: Path) -> None:
+    (manifest,), (module,) = blocks(README, "toml"), blocks(README, "python")
+    assert len((manifest + module).splitlines()) <= 30
+    install(write(tmp_path / "sign", pyproject__toml=manifest, advplug_sign__py=module), tmp_path / "site")
+    described = advplug("info", "attack", "sign-noise", site=tmp_path / "site")
+    assert "share of the budget to use" in described.stdout
+    checked = advplug("plugin", "check", "sign", site=tmp_path / "site")
+    assert checked.returncode == 0, checked.stdout
+    assert "ok   attack 'sign-noise': linf: stays inside the ball" in checked.stdout
+
+
+def test_the_guide_is_one_working_plugin(tmp_path: Path) -> None:
+    (manifest,), (test,) = blocks(GUIDE, "toml"), blocks(GUIDE, "python test")
+    module = "\n\n".join(blocks(GUIDE, "python"))
+    install(write(tmp_path / "guide", pyproject__toml=manifest, advplug_guide__py=module), tmp_path / "site")
+    write(tmp_path / "tests", test_guide__py=test)
+    tested = python("-W", "error", "-m", "pytest", "-q", str(tmp_path / "tests"), site=tmp_path / "site")
+    assert tested.returncode == 0, tested.stdout
+    checked = advplug("plugin", "check", "guide", site=tmp_path / "site")
+    assert checked.returncode == 0, checked.stdout
+    for what in ("attack 'guide-descent'", "defense 'guide-coarse'", "defense 'guide-soft-labels'",
+                 "model 'guide-softmax'", "dataset 'guide-halves'", "metric 'guide-error'"):  # fmt: skip
+        assert f"ok   {what}: " in checked.stdout
+
+
+def test_the_guide_names_every_hook_and_check() -> None:
+    from advplug import testing
+
+    for name in (
+        *hooks.KINDS.values(),
+        *(n for n in testing.__all__ if n.startswith("check_") and n != "check_plugin"),
+    ):
+        assert name in GUIDE
+
+
+def commands(text: str) -> list[str]:
+    lines = [line.partition("#")[0].strip() for block in blocks(text, "") for line in block.splitlines()]
+    return [line for line in lines if line.startswith("advplug ")]
+
+
+@pytest.mark.parametrize("line", commands(README))
+def test_the_readme_commands_work(line: str, tmp_path: Path) -> None:
+    arguments = shlex.split(line)[1:]
+    if arguments[0] == "eval":
+        arguments += ["-o", str(tmp_path)] + ["--dry-run"] * ("--dry-run" not in arguments)
+    if arguments == ["doctor"]:
+        arguments.append("--quick")
+    done = advplug(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_links_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
