@@ -18,6 +18,7 @@ from advplug.contracts import (
     Defense,
     ModelSource,
     Objective,
+    Schedule,
     TrainingData,
     Tune,
     Tuned,
@@ -31,6 +32,10 @@ from advplug.params import plain
 from advplug.rng import Stream
 from advplug.train import Training
 from advplug.victim import Victim
+
+
+TUNING = Schedule(lr=3e-4)
+"""How weights that are only loaded are tuned: gently, since they were trained elsewhere."""
 
 
 class Stages(Protocol):
@@ -150,9 +155,7 @@ class Builder:
         return self._cached(chain.key, label, lambda: copy.deepcopy(model), make, stage.rebuild)
 
     def _training(self, plan: VictimPlan, info: DatasetInfo, data: Split, title: str) -> Training:
-        from advplug.contracts import Schedule
-
-        schedule = plan.model.value.schedule(info) or Schedule()
+        schedule = plan.model.value.schedule(info) or TUNING
         self._progress.stage(title, 0)
         return Training(
             data,
@@ -218,8 +221,10 @@ def pick_device(name: str) -> torch.device:
     """`auto` takes CUDA, then Apple's MPS, then the CPU. Raises UsageError for a device that is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if not available.get(name.partition(":")[0], False):
+    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    kind, colon, number = name.partition(":")
+    number = number if colon else "0"
+    if not (number.isdecimal() and int(number) < counts.get(kind, 0)):
         raise UsageError(f"device '{name}' is not available here; use --device cpu or leave it to auto")
     return torch.device(name)
 
