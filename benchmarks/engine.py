@@ -265,27 +265,36 @@ def main() -> None:
         "clean accuracy": right(net, batch.x, batch.y).float().mean().item(),
     }  # fmt: skip
     print(f"{models.name()}, {n} images, PGD-{STEPS}, batch {BATCH}, {repeats} repeats")
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+
+    def keep() -> None:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(result, indent=1) + "\n")
+
     if "pgd" in wanted:
         rows: list[Row] = []
         for eps in (Fraction(8, 255), Fraction(1, 255)):
             print(f" standard net, eps {eps}")
             rows += compare("standard", net, batch, eps, repeats, off=True)
         result["pgd"], result["ways timed"] = rows, precision.timings(net)
+        keep()
     if "trained" in wanted:
         print(" adversarially trained net, eps 8/255")
         hard = models.trained_net()
         result["trained"] = compare("adversarially trained", hard, batch, Fraction(8, 255), repeats, off=True)
+        keep()
     if "curve" in wanted:
         print(" security curve")
         result["curve"] = curve(net, batch)
+        keep()
     if "overhead" in wanted:
         print(" overhead")
         result["overhead"] = overhead(net, batch, repeats)
+        keep()
     if "memory" in wanted:
         print(" memory")
         result["memory"] = memory()
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
+    keep()
     print(f"written to {options.output}")
 
 
