@@ -226,12 +226,14 @@ def main() -> NoReturn:
     from advplug.errors import AdvplugError
 
     try:
-        code = cli(standalone_mode=False) or 0
+        code = cli(prog_name="advplug", standalone_mode=False) or 0
     except click.exceptions.Exit as stop:
         code = stop.exit_code
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         code = 2
+    except click.ClickException as error:
+        code = _fail(f"Error: {_one_line(error)}", 2, error)
     except (KeyboardInterrupt, click.Abort):
         code = _fail("interrupted", 130)
     except _Interrupted as stop:
@@ -245,6 +247,12 @@ def main() -> NoReturn:
         text = " ".join(str(error).split())
         code = _fail(f"Error: internal: {type(error).__name__}: {text} (--debug shows where)", 4, error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _one_line(error: click.ClickException) -> str:
+    text = " ".join(error.format_message().split())
+    context = getattr(error, "ctx", None)
+    return f"{text} See '{context.command_path} --help'." if context else text
 
 
 def _fail(line: str, code: int, error: BaseException | None = None) -> int:

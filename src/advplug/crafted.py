@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,27 +25,29 @@ class CraftedWriter:
     def __init__(self, folder: Path, sweep: str, budgets: tuple[Fraction, ...], n: int) -> None:
         self._paths = {eps: _path(folder, sweep, eps) for eps in budgets}
         self._n = n
-        self._open: dict[Fraction, np.memmap[Any, Any]] = {}
+        self._begun: set[Fraction] = set()
         self._folder = folder
 
     def put(self, eps: Fraction, start: int, x: Tensor) -> None:
         """Images `start`, `start + 1`, ... of the evaluated subset."""
-        images = x.float().cpu().numpy()
+        images = np.ascontiguousarray(x.float().cpu().numpy(), dtype="<f4")
+        header = {"descr": "<f4", "fortran_order": False, "shape": (self._n, *images.shape[1:])}
         with explained(self._folder):
-            if eps not in self._open:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                shape = (self._n, *images.shape[1:])
-                self._open[eps] = np.lib.format.open_memmap(
-                    self._partial(eps), mode="w+", dtype=np.float32, shape=shape
-                )
-            self._open[eps][start : start + len(images)] = images
+            self._folder.mkdir(parents=True, exist_ok=True)
+            # Not through a memory map: on a full disk, writing to one kills the process.
+            with self._partial(eps).open("r+b" if eps in self._begun else "wb") as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                file.seek(start * images[:1].nbytes, os.SEEK_CUR)
+                file.write(images.data)
+                file.flush()
+                os.fsync(file.fileno())
+        self._begun.add(eps)
 
     def finish(self) -> None:
         with explained(self._folder):
-            for eps, array in self._open.items():
-                array.flush()
+            for eps in self._begun:
                 os.replace(self._partial(eps), self._paths[eps])
-        self._open.clear()
+        self._begun.clear()
 
     def _partial(self, eps: Fraction) -> Path:
         return self._paths[eps].with_suffix(".partial")

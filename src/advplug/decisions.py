@@ -13,7 +13,7 @@ from torch import Tensor
 from advplug.ball import project
 from advplug.contracts import Batch, Perturbation
 from advplug.data import Split
-from advplug.errors import CellFailure
+from advplug.errors import AdvplugError, CellFailure
 from advplug.evidence import Array
 from advplug.victim import Victim
 
@@ -75,7 +75,12 @@ def decide(victim: Victim, x: Tensor, batching: Batching, draws: int) -> tuple[A
         return tuple(torch.cat(t).cpu().numpy() for t in (labels, accepted, least))  # type: ignore[return-value]
 
     with victim.frozen():
-        return batching.run(work)
+        try:
+            return batching.run(work)
+        except AdvplugError:
+            raise
+        except Exception as error:  # the model may be the user's own
+            raise CellFailure(f"the model raised {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 def draws_of(victim: Victim) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +22,7 @@ from advplug.build import Builder, Built
 from advplug.crafted import CraftedWriter, has_crafted, read_crafted
 from advplug.decisions import Batching, Clean, clean_decisions
 from advplug.errors import AdvplugError, CellFailure, UsageError
-from advplug.evidence import Evidence
+from advplug.evidence import Evidence, ranges
 from advplug.health import Audit, Group, examine
 from advplug.matrix import Sweep, VictimPlan
 from advplug.params import plain
@@ -76,6 +78,7 @@ class Runner:
         artifacts = Artifacts(self.options.cache) if self.options.cache else Artifacts()
         self._builder = Builder(artifacts, self.options.device, self.options.offline, self.progress)
         self._victims: OrderedDict[str, tuple[Built, Clean]] = OrderedDict()
+        self._unusable: dict[str, AdvplugError] = {}
         by_key = {s.key: s for s in self.sweeps if s.refused is None}
         self._baselines: dict[str, Sweep] = {}
         self._dependents: dict[str, list[Sweep]] = {}
@@ -113,6 +116,7 @@ class Runner:
             result, built = self._compute(sweep, keep)
             cells = [self._ok(sweep, eps, built, result) for eps in sweep.budgets]
         except CellFailure as error:
+            self.progress.note(f"failed: {sweep.attack.label} on {sweep.victim.model.label}: {error}")
             self._fail(sweep, error)
         except UsageError as error:
             # Bad for this victim or attack only: the other cells may well run.
@@ -122,7 +126,8 @@ class Runner:
             self.store.put(sweep.key, cells)
 
     def _fail(self, sweep: Sweep, error: AdvplugError) -> None:
-        self.progress.note(f"failed: {sweep.attack.label} on {sweep.victim.model.label}: {error}")
+        if os.environ.get("ADVPLUG_DEBUG"):
+            traceback.print_exception(error)
         self.store.put(sweep.key, [(self._cell(sweep, e, "failed", str(error)), None) for e in sweep.budgets])
 
     def _compute(self, sweep: Sweep, keep: bool) -> tuple[SweepResult, Built]:
@@ -138,7 +143,23 @@ class Runner:
         return result, built
 
     def victim(self, plan: VictimPlan) -> tuple[Built, Clean]:
-        """The victim, trained and judged without attack once, and kept while it is used."""
+        """The victim, trained and judged without attack once, and kept while it is used.
+
+        Raises UsageError or CellFailure, at once for a victim that failed before.
+        """
+        if plan.key in self._unusable:
+            raise self._unusable[plan.key]
+        try:
+            return self._victim(plan)
+        except AdvplugError as error:
+            self._unusable[plan.key] = error
+            raise
+        except Exception as error:  # the user's model, or a plugin's, may raise anything
+            told = f"{plan.model.label} raised {type(error).__name__}: {' '.join(str(error).split())}"
+            self._unusable[plan.key] = CellFailure(told)
+            raise self._unusable[plan.key] from error
+
+    def _victim(self, plan: VictimPlan) -> tuple[Built, Clean]:
         if plan.key not in self._victims:
             while len(self._victims) >= VICTIMS_KEPT:
                 self._victims.popitem(last=False)
@@ -248,7 +269,7 @@ def _provenance(sweep: Sweep, built: Built, evidence: Evidence) -> dict[str, Any
     return {
         **plain(sweep.victim.recipe),
         "attack": plain(sweep.attack.recipe),
-        "images": {"n": evidence.n, "indices_sha256": indices},
+        "images": {"n": evidence.n, "indices": ranges(evidence.index), "indices_sha256": indices},
         "weights_sha256": built.weights_sha256,
         "facts": plain(built.facts),
     }

@@ -75,7 +75,8 @@ def _bound(known: Registry, kind: str, item: str | Bound) -> Bound:
 def execute(request: Request, sweeps: list[Sweep], progress: Progress | None = None) -> RunResult:
     """Runs what is missing and returns the result of all cells.
 
-    Raises UsageError where nothing could be computed because of what was asked for.
+    Raises UsageError where nothing could be computed because of what was asked for; what is refused or failed
+    is stored all the same.
     """
     from advplug.assemble import assemble
     from advplug.runner import Options, Runner, Silent, stored
@@ -90,8 +91,9 @@ def execute(request: Request, sweeps: list[Sweep], progress: Progress | None = N
         output = None if request.output is None else str(folder)
         info = RunInfo(versions(), request.seed, runner.device, request.command, output)
         result = assemble(sweeps, stored(store, request.audit), info)
-    if runner.usage_errors and not any(c.status == "ok" for c in result.cells):
-        raise UsageError(runner.usage_errors[0])
+    impossible = runner.usage_errors or [str(c.reason) for c in result.cells if c.status == "refused"]
+    if impossible and all(c.status == "refused" or c.reason in runner.usage_errors for c in result.cells):
+        raise UsageError(impossible[0])
     return result
 
 

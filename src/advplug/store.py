@@ -59,17 +59,20 @@ class Store:
             for crafted in self.crafted.glob("*"):
                 crafted.unlink()
         db = sqlite3.connect(path, isolation_level=None)
-        db.execute("PRAGMA journal_mode=DELETE")
-        db.execute("PRAGMA synchronous=FULL")
-        db.executescript(_TABLES)
-        row = db.execute("SELECT value FROM meta WHERE key='layout'").fetchone()
-        if row is None:
-            db.execute("INSERT OR IGNORE INTO meta VALUES ('layout', ?)", (str(LAYOUT),))
-        elif int(row[0]) != LAYOUT:
+        try:
+            db.execute("PRAGMA journal_mode=DELETE")
+            db.execute("PRAGMA synchronous=FULL")
+            db.executescript(_TABLES)
+            row = db.execute("SELECT value FROM meta WHERE key='layout'").fetchone()
+            if row is None:
+                db.execute("INSERT OR IGNORE INTO meta VALUES ('layout', ?)", (str(LAYOUT),))
+            elif int(row[0]) != LAYOUT:
+                raise UsageError(
+                    f"{path} was written by another version of advplug; choose another folder with -o"
+                )
+        except BaseException:
             db.close()
-            raise UsageError(
-                f"{path} was written by another version of advplug; choose another folder with -o"
-            )
+            raise
         return db
 
     @property
@@ -114,29 +117,36 @@ class Store:
             )
 
     def cell(self, key: str) -> Cell | None:
-        row = self._db.execute("SELECT cell FROM cell WHERE key=?", (key,)).fetchone()
+        row = self._row("SELECT cell FROM cell WHERE key=?", key)
         return cell_from_json(json.loads(row[0])) if row else None
 
     def evidence(self, key: str) -> Evidence | None:
-        row = self._db.execute("SELECT evidence FROM cell WHERE key=?", (key,)).fetchone()
+        row = self._row("SELECT evidence FROM cell WHERE key=?", key)
         return Evidence.from_bytes(row[0]) if row and row[0] else None
+
+    def _row(self, query: str, key: str) -> Any:
+        with explained(self.folder):
+            return self._db.execute(query, (key,)).fetchone()
 
     def put_audit(self, key: str, audit: bytes) -> None:
         with self._transaction():
             self._db.execute("INSERT OR REPLACE INTO audit (key, audit) VALUES (?, ?)", (key, audit))
 
     def audit(self, key: str) -> bytes | None:
-        row = self._db.execute("SELECT audit FROM audit WHERE key=?", (key,)).fetchone()
+        row = self._row("SELECT audit FROM audit WHERE key=?", key)
         return bytes(row[0]) if row else None
 
 
 def finished(folder: Path, keys: Sequence[str]) -> dict[str, str]:
     """Status by key of the stored cells among `keys`, without locking or creating anything."""
     path = folder / "results.sqlite"
-    if not path.is_file():
+    if not path.is_file() or not path.stat().st_size:
         return {}
-    with explained(folder), contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
-        rows = dict(db.execute("SELECT key, status FROM cell"))
+    # Not mode=ro: what a killed run left half written has to be rolled back before it can be read.
+    uri = f"{path.absolute().as_uri()}?mode=rw"
+    with explained(folder), contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
+        made = db.execute("SELECT 1 FROM sqlite_master WHERE name='cell'").fetchone()
+        rows = dict(db.execute("SELECT key, status FROM cell")) if made else {}
     return {k: rows[k] for k in keys if k in rows}
 
 
@@ -171,6 +181,8 @@ def _sqlite_reason(error: sqlite3.DatabaseError) -> str:
         return _REASONS[errno.ENOSPC]
     if "not a database" in text or "malformed" in text:
         return "it is no results file or is damaged; move it away, or start anew with --fresh"
+    if "disk I/O" in text:
+        return "the disk reports an error, or a limit on file sizes is reached; mend that and run the command again"
     if "readonly" in text or "unable to open" in text:
         return _REASONS[errno.EACCES]
     return str(text)

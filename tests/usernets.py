@@ -1,0 +1,101 @@
+"""Models as users write them, good and bad, for `py:usernets:NAME`."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+
+class Linear(nn.Module):
+    """Logits in float64 from pixels: exact, whatever the batch size."""
+
+    def __init__(self, classes: int = 4, channels: int = 1, size: tuple[int, int] = (8, 8)) -> None:
+        super().__init__()
+        g = torch.Generator().manual_seed(0)
+        pixels = channels * size[0] * size[1]
+        self.weight = nn.Parameter(torch.randn(classes, pixels, generator=g, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.flatten(1).double() - 0.5) @ self.weight.T
+
+
+class Raising(Linear):
+    """Goes wrong on any image that is not of one colour: a first look at it finds nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.std() > 0:
+            raise ZeroDivisionError("the user's code\nis wrong")
+        return super().forward(x)
+
+
+class RaisingInTraining(Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            raise ZeroDivisionError("not meant to be trained")
+        return super().forward(x)
+
+
+class Nan(Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * torch.nan
+
+
+class NanOffTheGrid(Linear):
+    """Right on 8-bit images, NaN on everything else: an attack on it meets no gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        off = ((x * 255) - (x * 255).round()).abs().flatten(1).amax(1) > 1e-3
+        return torch.where(off[:, None], torch.nan, super().forward(x))
+
+
+class NanGradient(Linear):
+    """Finite logits whose gradient is not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        return logits + ((x - x.detach()).flatten(1).sum(1, keepdim=True).clamp_min(0).sqrt() * 0).nan_to_num(0)
+
+
+class Narrow(Linear):
+    """One logit too few."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[:, 1:]
+
+
+class Several(Linear):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(x), x
+
+
+class Greedy(Linear):
+    """Runs out of memory with more than 5 images, and leaves the sizes it saw in a file."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with Path("sizes").open("a") as file:
+            file.write(f"{len(x)}\n")
+        if len(x) > int(os.environ.get("GREEDY", "5")):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return super().forward(x)
+
+
+class Slow(Linear):
+    """Stops to sleep in training or in gradient passes, as $SLOW says, once it has made a file of that name."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        doing = "training" if self.training else "attack" if x.requires_grad else ""
+        if doing and doing == os.environ.get("SLOW"):
+            Path(doing).touch()
+            time.sleep(60)
+        return super().forward(x)
+
+
+def raises() -> nn.Module:
+    raise RuntimeError("no weights\nto be had")
+
+
+def nothing() -> None: ...
