@@ -73,6 +73,14 @@ class GradientAttack:
                 victim.run_attack_pass = previous
 
 
+def _input_gradient(loss: Tensor, point: Tensor) -> Tensor:
+    """d loss / d point; zero, and so counted as vanished, where the model cut the graph."""
+    if not loss.requires_grad:
+        return torch.zeros_like(point)
+    (gradient,) = torch.autograd.grad(loss.sum(), point, allow_unused=True)
+    return torch.zeros_like(point) if gradient is None else gradient
+
+
 class _Run:
     """One call of an attack on one batch."""
 
@@ -224,7 +232,7 @@ class _Run:
                 logits = self.victim.attacked(self._transformed(point, slots, draw), self.view)
                 loss = self.loss(logits, slots.y, slots.target)
                 if gradient:
-                    (g,) = torch.autograd.grad(loss.sum(), point)
+                    g = _input_gradient(loss, point)
                     self.victim.passes.backward += len(slots)
                     total_gradient = g if total_gradient is None else total_gradient + g
             loss, hit = loss.detach(), self._hits(logits.detach(), slots)
