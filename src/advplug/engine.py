@@ -25,7 +25,7 @@ from advplug.losses import Loss, loss_named
 from advplug.rng import Stream
 from advplug.slots import Queue, Reading, Results, Slots, join, reading
 from advplug.steps import Adaptive, Momentum, Point, Steepest, StepRule
-from advplug.victim import Victim
+from advplug.victim import Victim, input_gradient
 
 LAST_SHARE = 0.25
 """The share of steps, at least 2, that survivors of reduced precision take in float32."""
@@ -71,14 +71,6 @@ class GradientAttack:
                 return _Run(self, victim, batch, threat, rng).craft()
             finally:
                 victim.run_attack_pass = previous
-
-
-def _input_gradient(loss: Tensor, point: Tensor) -> Tensor:
-    """d loss / d point; zero, and so counted as vanished, where the model cut the graph."""
-    if not loss.requires_grad:
-        return torch.zeros_like(point)
-    (gradient,) = torch.autograd.grad(loss.sum(), point, allow_unused=True)
-    return torch.zeros_like(point) if gradient is None else gradient
 
 
 class _Run:
@@ -232,7 +224,7 @@ class _Run:
                 logits = self.victim.attacked(self._transformed(point, slots, draw), self.view)
                 loss = self.loss(logits, slots.y, slots.target)
                 if gradient:
-                    g = _input_gradient(loss, point)
+                    g = input_gradient(loss, point)
                     self.victim.passes.backward += len(slots)
                     total_gradient = g if total_gradient is None else total_gradient + g
             loss, hit = loss.detach(), self._hits(logits.detach(), slots)

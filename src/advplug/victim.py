@@ -120,6 +120,14 @@ class Victim:
                 parameter.requires_grad_(flag)
 
 
+def input_gradient(loss: Tensor, point: Tensor) -> Tensor:
+    """The gradient of the summed `loss` at `point`; zero, and so seen to vanish, where the model cut the graph."""
+    if not loss.requires_grad:
+        return torch.zeros_like(point)
+    (gradient,) = torch.autograd.grad(loss.sum(), point, allow_unused=True)
+    return torch.zeros_like(point) if gradient is None else gradient
+
+
 def _chain(
     model: Callable[[Tensor], Tensor], parts: Sequence[Callable[..., Tensor]], noise: torch.Generator
 ) -> Callable[[Tensor], Tensor]:
