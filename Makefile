@@ -2,14 +2,11 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+# The variables, unlike -c, reach the environments that packages are built in; relative, as pip splits them at spaces.
+CONSTRAINED := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 # Errors only; modules are compiled when they are first imported, which halves the time of an installation.
-QUIETLY := -qq --no-compile
+INSTALL := $(CONSTRAINED) $(BIN)/python -m pip install --disable-pip-version-check -qq --no-compile
 MANIFESTS := pyproject.toml requirements.txt constraints.txt $(wildcard plugins/*/pyproject.toml)
-
-# Unlike -c, these reach the environments that packages are built in. Relative: pip splits them at spaces.
-export PIP_CONSTRAINT := constraints.txt
-export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .PHONY: demo install dev test test-slow lint format bench clean
 
@@ -25,12 +22,12 @@ $(BIN)/python:
 
 $(VENV)/.installed: $(MANIFESTS) | $(BIN)/python
 	@echo "Installing advplug and its plugins into $(VENV), about a minute ..." >&2
-	$(PIP) install $(QUIETLY) -r requirements.txt
+	$(INSTALL) -r requirements.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(MANIFESTS) | $(BIN)/python
 	@echo "Installing advplug, its plugins and the development tools into $(VENV), about a minute ..." >&2
-	$(PIP) install $(QUIETLY) -r requirements.txt -e '.[dev]'
+	$(INSTALL) -r requirements.txt -e '.[dev]'
 	@touch $@ $(VENV)/.installed
 
 test: dev
