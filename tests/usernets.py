@@ -73,12 +73,12 @@ class Several(Linear):
 
 
 class Greedy(Linear):
-    """Runs out of memory with more than 5 images, and leaves the sizes it saw in a file."""
+    """Runs out of memory with more than $GREEDY images, and leaves the sizes it saw in a file."""
 
     def forward(self, x: Tensor) -> Tensor:
         with Path("sizes").open("a") as file:
             file.write(f"{len(x)}\n")
-        if len(x) > int(os.environ.get("GREEDY", "5")):
+        if len(x) > int(os.environ.get("GREEDY", "5")) and x.std() > 0:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return super().forward(x)
 

@@ -77,11 +77,15 @@ def _probe(
     return np.concatenate(broken) if broken else np.zeros(0, dtype=bool)
 
 
-def is_batch_dependent(built: Built) -> bool:
+def is_batch_dependent(built: Built, batching: Batching) -> bool:
     """Whether an image's logits change with its neighbours: f(x)[i] against f(x[i]) on 8 images, beyond float noise."""
-    if built.victim.stochastic or len(built.split) < 2:
+    return batching.run(lambda size: _is_batch_dependent(built, min(8, size)))
+
+
+def _is_batch_dependent(built: Built, count: int) -> bool:
+    if built.victim.stochastic or min(count, len(built.split)) < 2:
         return False
-    x = built.split.batch(np.arange(min(8, len(built.split))), built.victim.device).x
+    x = built.split.batch(np.arange(min(count, len(built.split))), built.victim.device).x
     with built.victim.frozen():
         together = built.victim.logits(x)
         alone = torch.cat([built.victim.logits(x[i : i + 1]) for i in range(len(x))])

@@ -33,7 +33,6 @@ from advplug.rng import Stream
 from advplug.train import Training
 from advplug.victim import Victim
 
-
 TUNING = Schedule(lr=3e-4)
 """How weights that are only loaded are tuned: gently, since they were trained elsewhere."""
 

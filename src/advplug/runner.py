@@ -166,7 +166,7 @@ class Runner:
             built = self._builder.build(plan, self._limit(plan))
             built.victim.batch_size = self.batching.size
             clean = clean_decisions(built.victim, built.split, self.batching)
-            built.victim.batch_dependent = audits.is_batch_dependent(built)
+            built.victim.batch_dependent = audits.is_batch_dependent(built, self.batching)
             self._victims[plan.key] = (built, clean)
         self._victims.move_to_end(plan.key)
         return self._victims[plan.key]
