@@ -52,14 +52,6 @@ class NanOffTheGrid(Linear):
         return torch.where(off[:, None], torch.nan, super().forward(x))
 
 
-class NanGradient(Linear):
-    """Finite logits whose gradient is not."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits = super().forward(x)
-        return logits + ((x - x.detach()).flatten(1).sum(1, keepdim=True).clamp_min(0).sqrt() * 0).nan_to_num(0)
-
-
 class Narrow(Linear):
     """One logit too few."""
 
@@ -91,6 +83,17 @@ class Slow(Linear):
         if doing and doing == os.environ.get("SLOW"):
             Path(doing).touch()
             time.sleep(60)
+        return super().forward(x)
+
+
+class Told(Linear):
+    """Leaves the number of the process that trains it in the file $TOLD, and takes its time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            with Path(os.environ["TOLD"]).open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            time.sleep(0.2)
         return super().forward(x)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
@@ -131,7 +131,10 @@ class Refused:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The unit of work: one victim, one attack, all its budgets in one norm, ascending."""
+    """The unit of work: one victim, one attack, all its budgets in one norm, ascending.
+
+    `static` says that images crafted on the undefended baseline are judged too.
+    """
 
     victim: VictimPlan
     attack: Bound
@@ -142,6 +145,7 @@ class Sweep:
     needs: Mapping[str, VictimPlan]
     refused: Refused | None = None
     notes: tuple[str, ...] = ()
+    static: bool = False
 
     @cached_property
     def key(self) -> str:
@@ -155,11 +159,19 @@ class Sweep:
                 "budgets": self.budgets,
                 "goal": str(self.goal),
                 "n": self.limit,
+                "static": self.static,
             }
         )
 
     def cell_key(self, eps: Fraction) -> str:
-        return digest({"sweep": self.key, "eps": eps})
+        """A budget starts from the smaller ones, so larger ones leave its cell as it is."""
+        chain = replace(self, budgets=tuple(b for b in self.budgets if b <= eps))
+        return digest({"sweep": chain.key, "eps": eps})
+
+    @property
+    def baseline(self) -> Sweep | None:
+        """The sweep whose images are judged as static ones."""
+        return replace(self, victim=self.victim.baseline, static=False) if self.static else None
 
     def threat_key(self, eps: Fraction) -> str:
         """Names the (victim, threat) group that the cell belongs to."""
@@ -219,7 +231,8 @@ def _sweeps_of(victim: VictimPlan, axes: Axes, registry: Registry) -> list[Sweep
         needs = {name: _need(registry, victim, ref) for name, ref in attack.needs.items()}
         for norm, budgets in _budgets(reference, attack.caps, axes.budgets, info).items():
             refused, notes = judge(victim, attack, norm, goal, info)
-            found.append(Sweep(victim, attack, norm, budgets, goal, limit, needs, refused, notes))
+            static = axes.baseline and bool(victim.defense)
+            found.append(Sweep(victim, attack, norm, budgets, goal, limit, needs, refused, notes, static))
     return found
 
 

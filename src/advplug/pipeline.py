@@ -142,7 +142,7 @@ def _attack_chunk(
             if sweep.attack.caps.warm_start and started is not None:
                 part = Batch(part.x, part.y, part.index, part.target, started[todo], part.text)
             for v in {id(attacked): attacked, id(judge): judge}.values():
-                v.reseed(sweep.key, eps, chunk.rows.start)
+                v.reseed(sweep.cell_key(eps), chunk.rows.start)
             clock, before = time.perf_counter(), (attacked.passes.forward, attacked.passes.backward)
             crafted, steps = craft(attack, attacked, part, threat, stream, batching, sweep.attack.label)
             timing[eps].attack += time.perf_counter() - clock

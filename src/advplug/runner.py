@@ -8,7 +8,7 @@ import os
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
@@ -83,7 +83,7 @@ class Runner:
         self._baselines: dict[str, Sweep] = {}
         self._dependents: dict[str, list[Sweep]] = {}
         for sweep in by_key.values():
-            base = by_key.get(replace(sweep, victim=sweep.victim.baseline).key) if sweep.victim.defense else None
+            base = by_key.get(sweep.baseline.key) if sweep.baseline else None
             if base is not None:
                 self._baselines[sweep.key] = base
                 self._dependents.setdefault(base.key, []).append(sweep)
