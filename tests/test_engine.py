@@ -156,8 +156,19 @@ def test_cost_follows_the_unsolved_images() -> None:
     assert (steps[~easy] == 20).all()
     assert (steps[easy] < 20).all()
     assert victim.passes.backward == int((steps + out.trace.any_iterate).sum()) - int((steps == 20)[easy].sum())
-    # One more forward pass for each image that took all steps; no other pass.
+    # Batches of 8 are not filled up: one more forward pass for each image that took all steps, no other.
     assert victim.passes.forward == victim.passes.backward + int((steps == 20).sum())
+
+
+def test_batches_come_in_few_sizes() -> None:
+    """Each size of batch costs the kernels' preparation; the repeats that fill one up change nothing."""
+    p = problem(2, n=60)
+    sizes = set()
+    handle = p.module.register_forward_pre_hook(lambda m, args: sizes.add(len(args[0])))
+    out = gradient.pgd(steps=20, precision="float32")(p.victim(batch_size=32), p.batch, threat(0.01), stream())
+    handle.remove()
+    assert sizes <= {1, 2, 4, 8, 12, 16, 20, 24, 28, 32}
+    assert torch.equal(out.trace.any_iterate, p.distance("linf") < 0.01)
 
 
 def test_misclassified_images_are_solved_unchanged() -> None:

@@ -218,14 +218,16 @@ class _Run:
         total_loss: Tensor | None = None
         total_gradient: Tensor | None = None
         votes: Tensor | None = None
+        whole = self._padded(slots)
+        n = len(slots)
         for draw in range(self.draws):
-            point = slots.x.detach().requires_grad_(gradient)
+            point = whole.x.detach().requires_grad_(gradient)
             with torch.set_grad_enabled(gradient):
-                logits = self.victim.attacked(self._transformed(point, slots, draw), self.view)
+                logits = self.victim.attacked(self._transformed(point, whole, draw), self.view)[:n]
                 loss = self.loss(logits, slots.y, slots.target)
                 if gradient:
-                    g = input_gradient(loss, point)
-                    self.victim.passes.backward += len(slots)
+                    g = input_gradient(loss, point)[:n]
+                    self.victim.passes.backward += len(whole)
                     total_gradient = g if total_gradient is None else total_gradient + g
             loss, hit = loss.detach(), self._hits(logits.detach(), slots)
             total_loss = loss if total_loss is None else total_loss + loss
@@ -236,6 +238,17 @@ class _Run:
             total_loss = total_loss / self.draws
             total_gradient = None if total_gradient is None else total_gradient / self.draws
         return reading(total_loss, total_gradient, votes > 0.5 * self.draws)
+
+    def _padded(self, slots: Slots) -> Slots:
+        """The slots, with repeats up to one of few batch sizes.
+
+        Kernels are prepared anew for each size, and the memory of many sizes does not fit together again.
+        """
+        n, unit = len(slots), self.size // 8
+        if self.stay or n == self.size or unit < 2:
+            return slots
+        size = min(-(-n // unit) * unit, 1 << (n - 1).bit_length(), self.size)
+        return slots if size <= n else slots.pick(torch.arange(size) % n)
 
     def _transformed(self, x: Tensor, slots: Slots, draw: int) -> Tensor:
         if not self.attack.transforms:
