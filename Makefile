@@ -30,6 +30,9 @@ $(VENV)/.installed-dev: $(MANIFESTS) | $(BIN)/python
 	$(INSTALL) -r requirements.txt -e '.[dev]'
 	@touch $@ $(VENV)/.installed
 
+# The tests' tensors are small: threads would wait for each other most of the time.
+test test-slow: export OMP_NUM_THREADS ?= 1
+
 test: dev
 	$(BIN)/python -m pytest
 

@@ -18,7 +18,19 @@ def test_the_package_installs_lists_and_passes_its_own_test(tmp_path: Path) -> N
     assert {Path(line) for line in done.stdout.split()} == {p for p in root.rglob("*") if p.is_file()}
     site = tmp_path / "site"
     install(root, site)
-    tested = python("-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider", str(root), site=site)
+    tested = python(
+        "-W",
+        "error",
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--basetemp",
+        str(tmp_path / "t"),
+        str(root),
+        site=site,
+    )
     assert tested.returncode == 0, tested.stdout
     assert "2 passed" in tested.stdout
     described = advplug("info", "attack", "my-attack", site=site)
