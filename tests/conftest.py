@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if _cache:
         os.environ.pop("ADVPLUG_TEST_CACHE", None)
         shutil.rmtree(_cache, ignore_errors=True)
+
+
+@pytest.fixture
+def plant(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Registers a factory for one test: (kind, caps, factory) to its name."""
+    from planting import planter
+
+    return planter(monkeypatch)
 
 
 @pytest.fixture(scope="session")
