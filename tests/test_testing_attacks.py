@@ -18,7 +18,6 @@ from advplug.contracts import (
     Crafted,
     Strength,
     Trace,
-    Tuned,
 )
 from advplug.testing import check_attack
 from advplug.testing.problems import EPS, SHAPE, linear_problem
@@ -169,11 +168,6 @@ def gives_up(victim: Any, batch: Any, threat: Any, rng: Any) -> Crafted:
 
 def untargeted_always(victim: Any, batch: Any, threat: Any, rng: Any) -> Crafted:
     return ifgsm(victim, replace(batch, target=None), threat, rng)
-
-
-def reseeds(model: Any, training: Any) -> Tuned:
-    torch.manual_seed(0)
-    return Tuned(model)
 
 
 def asks_scores(victim: Any, batch: Any, threat: Any, rng: Any) -> Crafted:

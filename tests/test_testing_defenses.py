@@ -146,6 +146,11 @@ def wrong_head(model: Any, training: Any) -> Tuned:
         return Tuned(nn.Sequential(model, nn.Linear(10, 3)))
 
 
+def reseeds(model: Any, training: Any) -> Tuned:
+    torch.manual_seed(0)
+    return Tuned(model)
+
+
 def widened(model: Any, training: Any) -> Tuned:
     with training.stream.as_global():
         return Tuned(nn.Sequential(model, nn.Linear(10, 10)), {"shape": torch.tensor([10])})

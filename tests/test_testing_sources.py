@@ -1,4 +1,4 @@
-"""The conformance kit on models, datasets and metrics: each planted fault trips its own check, and the sound twin passes all."""
+"""The conformance kit on models, datasets and metrics: each planted fault trips its own check."""
 
 from __future__ import annotations
 
