@@ -42,12 +42,11 @@ def test_it_holds_types_licence_and_data(wheel):
 def test_the_command_works_from_it(wheel, tmp_path):
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
-    code = f"import sys; sys.path.insert(0, {str(site)!r}); from advplug.cli import main; main()"
-    run = subprocess.run(
-        [sys.executable, "-c", code, "info", "attack", "pgd"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    assert "gradient steps" in run.stdout
-    where = subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(site)!r}); import advplug; print(advplug.__file__)"],
-                           cwd=tmp_path, capture_output=True, text=True, check=True)  # fmt: skip
-    assert where.stdout.startswith(str(site))
+
+    def run(code: str, *arguments: str) -> str:
+        first = f"import sys; sys.path.insert(0, {str(site)!r}); "
+        command = [sys.executable, "-c", first + code, *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    assert "gradient steps" in run("from advplug.cli import main; main()", "info", "attack", "pgd")
+    assert run("import advplug; print(advplug.__file__)").startswith(str(site))
