@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from advplug.errors import UsageError
 from advplug.matrix import Bound
 from advplug.results import RunResult
 from advplug.session import Request, execute, plan
@@ -59,17 +63,17 @@ def evaluate(
         advplug.errors.UsageError: for anything that cannot be evaluated as asked.
     """
     request = Request(
-        models=tuple(_model(m) for m in _listed(model)),
-        attacks=tuple(_listed(attack)),
-        defenses=tuple(_listed(defense)),
-        budgets=tuple(str(e) for e in _listed(eps)),
+        models=tuple(_models(_listed(model))),
+        attacks=tuple(_references(attack, "an attack", "pgd:steps=40")),
+        defenses=tuple(_references(defense, "a defense", "prune:ratio=0.4")),
+        budgets=tuple(_budget(e) for e in _listed(eps)),
         datasets=tuple(_dataset(dataset, train, classes)),
         limit=n,
         seed=seed,
         baseline=baseline,
         output=None if output is None else Path(output),
         fresh=fresh,
-        device=device,
+        device=str(device),
         batch_size=batch_size,
         audit=audit,
         offline=offline,
@@ -82,12 +86,38 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _model(model: Any) -> str | Bound:
-    if isinstance(model, str):
-        return model
-    from advplug.objects import bind_module
+def _references(value: Any, what: str, example: str) -> Iterable[str]:
+    for item in _listed(value):
+        if not isinstance(item, str):
+            kind = type(item).__name__
+            got = f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+            raise UsageError(f"{what} is a reference such as '{example}', got {got}")
+        yield item
 
-    return bind_module(model)
+
+def _budget(eps: Any) -> str:
+    """8/255 in floating point is 8/255."""
+    if isinstance(eps, float) and math.isfinite(eps):
+        near = Fraction(eps).limit_denominator(10**8)
+        return str(near) if float(near) == eps else str(eps)
+    return str(eps)
+
+
+def _models(models: Sequence[Any]) -> Iterable[str | Bound]:
+    """Modules of one class get labels that tell them apart."""
+    labels: dict[str, list[str]] = {}
+    for model in models:
+        if isinstance(model, str):
+            yield model
+            continue
+        from advplug.objects import bind_module
+
+        bound = bind_module(model)
+        same = labels.setdefault(bound.label, [])
+        if bound.value.digest not in same:
+            same.append(bound.value.digest)
+        number = same.index(bound.value.digest) + 1
+        yield bound if number == 1 else replace(bound, label=f"{bound.label}#{number}")
 
 
 def _dataset(dataset: Any, train: Any, classes: int | None) -> Iterable[str | Bound]:

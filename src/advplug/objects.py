@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,7 @@ class ModuleSource:
     digest: str
 
     def identity(self) -> Mapping[str, Any]:
-        return {"weights_sha256": self.digest, "class": type(self.module).__qualname__}
+        return {"sha256": self.digest, "class": type(self.module).__qualname__}
 
     def misfit(self, info: DatasetInfo) -> str | None:
         return None  # only a forward pass can tell, and it does
@@ -38,9 +40,11 @@ class ModuleSource:
         return None
 
     def build(self, info: DatasetInfo, offline: bool = False) -> nn.Module:
-        import copy
-
-        module = copy.deepcopy(self.module).eval()
+        try:
+            module = copy.deepcopy(self.module).eval()
+        except Exception as error:  # a module may hold anything
+            text = " ".join(str(error).split())
+            raise UsageError(f"the model cannot be copied, and it is never attacked in place: {text}") from error
         x = torch.zeros(1, info.channels, *info.size)
         try:
             with torch.no_grad():
@@ -74,12 +78,62 @@ class TensorSource:
 
 
 def bind_module(module: nn.Module, name: str | None = None) -> Bound:
-    """A module as a model; its weights' hash is part of every key."""
+    """A module as a model; what it computes is part of every key. Raises UsageError for anything else."""
+    kind = type(module).__name__
+    if isinstance(module, type):
+        raise UsageError(f"a model is a reference or an nn.Module, got the class {module.__name__}; write "
+                         f"{module.__name__}(...)")  # fmt: skip
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"a model is a reference or an nn.Module, got {'an' if kind[0] in 'aeiou' else 'a'} {kind}")
+    return Bound(name or kind, {"object": kind}, ModelCaps(), ModuleSource(module, behaviour(module)))
+
+
+def behaviour(module: nn.Module) -> str:
+    """sha256 over what a module computes: its weights, its parts, their own attributes and code.
+
+    Weights alone do not tell a ReLU from a tanh.
+    """
     from advplug.build import weights_hash
 
-    label = name or type(module).__name__
-    source = ModuleSource(module, weights_hash(module))
-    return Bound(label, {"object": label}, ModelCaps(), source)
+    usual = vars(nn.Module())
+    state = hashlib.sha256(weights_hash(module).encode())
+    for name, part in module.named_modules():
+        own = {k: v for k, v in vars(part).items() if k not in usual}
+        hooks = [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]
+        state.update(_told([name, type(part), own, hooks]).encode())
+    return state.hexdigest()
+
+
+def _told(value: Any, depth: int = 0) -> str:
+    """`value` as text that is the same in every process, without addresses; circles end at some depth."""
+    if isinstance(value, bool | int | float | complex | str | bytes | None):
+        return repr(value)
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    if isinstance(value, np.ndarray):
+        return hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    inside = [] if depth > 6 else [_told(v, depth + 1) for v in _inside(value)]
+    return f"{kind}({','.join(sorted(inside) if isinstance(value, set | frozenset) else inside)})"
+
+
+def _inside(value: Any) -> list[Any]:
+    """What an object is made of, as far as it can be seen."""
+    if isinstance(value, Mapping):
+        return [part for item in value.items() for part in item]
+    if isinstance(value, list | tuple | set | frozenset):
+        return list(value)
+    if isinstance(value, MethodType):
+        return [value.__func__]
+    if isinstance(value, FunctionType):
+        return [value.__code__, value.__defaults__, *(c.cell_contents for c in value.__closure__ or ())]
+    if isinstance(value, CodeType):
+        return [value.co_code, value.co_names, value.co_consts]
+    if isinstance(value, type):
+        written = [c for c in value.__mro__ if not c.__module__.startswith(("torch.", "builtins"))]
+        code = [v for c in written for v in vars(c).values() if isinstance(v, FunctionType)]
+        return [value.__module__, value.__qualname__, *code]
+    return [] if isinstance(value, nn.Module) else list(getattr(value, "__dict__", {}).values())
 
 
 def bind_data(data: Any, name: str | None = None, train: Any = None, classes: int | None = None) -> Bound:
@@ -108,7 +162,8 @@ def bind_data(data: Any, name: str | None = None, train: Any = None, classes: in
 
 
 def _collect(data: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    batches: Iterable[Any] = [data] if isinstance(data, tuple | list) and len(data) == 2 else data
+    pair = isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data[0], tuple | list)
+    batches: Iterable[Any] = [data] if pair else data
     images, labels = [], []
     try:
         for batch in batches:

@@ -55,6 +55,10 @@ def plan(request: Request) -> list[Sweep]:
         raise UsageError(f"--batch-size must be at least 1, got {request.batch_size}")
     if not 0 <= request.seed < 2**63:
         raise UsageError(f"--seed must be a whole number of at least 0, got {request.seed}")
+    if request.audit not in ("none", "quick", "full"):
+        raise UsageError(f"audit cannot be '{request.audit}'; choose from none, quick, full")
+    if not request.models:
+        raise UsageError("there is no model to evaluate")
     axes = Axes(
         datasets=tuple(_bound(known, "dataset", d) for d in request.datasets),
         models=tuple(_bound(known, "model", m) for m in request.models),
