@@ -148,7 +148,9 @@ class Builder:
     ) -> tuple[nn.Module, Mapping[str, Any]]:
         def make() -> Tuned:
             title = f"{bound.label}: tuning {plan.model.label} on {plan.dataset.label}"
-            return stage.apply(copy.deepcopy(model), self._training(plan, info, dataset.train, title))
+            training = self._training(plan, info, dataset.train, title)
+            with training.stream.as_global("tune"):  # a tune may draw from the global generators
+                return stage.apply(copy.deepcopy(model), training)
 
         label = f"{plan.model.label}+{bound.label} on {plan.dataset.label}"
         return self._cached(chain.key, label, lambda: copy.deepcopy(model), make, stage.rebuild)
