@@ -174,6 +174,8 @@ def test_refusals_say_what_would_work():
     assert "a and b are two detectors; a stack holds at most one" in refusal("pgd", defenses=two)
     certified = [(defense("a", "wrap", certifies=True), defense("b", "wrap", certifies=True))]
     assert "two certifying defenses" in refusal("pgd", defenses=certified)
+    losses = [(defense("a", "objective"), defense("b", "tune", "objective"))]
+    assert "a and b each replace the training loss; a stack holds at most one" in refusal("pgd", defenses=losses)
     opaque = [(defense("argmax", "wrap", gradient=Gradient.NONE),)]
     assert "argmax passes no gradient" in refusal("pgd", defenses=opaque)
     assert plan("noise", defenses=opaque)[-1].refused is None

@@ -75,6 +75,15 @@ class _Chain:
         return _Chain({"after": self.key, **more})
 
 
+@dataclass(frozen=True)
+class _Made:
+    """A trained or tuned model; `seconds` is 0 where it came from the cache."""
+
+    model: nn.Module
+    facts: Mapping[str, Any]
+    seconds: float = 0.0
+
+
 class Builder:
     """Builds victims on one device, sharing datasets and the weight cache."""
 
@@ -88,84 +97,82 @@ class Builder:
         info: DatasetInfo = plan.dataset.value.info()
         dataset = self._dataset(plan.dataset)
         stages = [(bound, stage) for bound in plan.defense for stage in _stages(bound)]
-        model, chain, seconds, facts = self._train(plan, info, dataset, stages)
-        clock = time.perf_counter()
+        data = self._prepared(plan, dataset.train, stages)
+        trained, chain = self._train(plan, info, data, stages)
+        facts: dict[str, Any] = {}
+        model, defend = trained.model, 0.0
         for bound, stage in stages:
             if isinstance(stage, Tune):
                 chain = chain.extended(tune=plain(bound.recipe))
-                model, made = self._tune(plan, info, dataset, model, chain, bound, stage)
-                facts |= {bound.label: made} if made else {}
-        defend = time.perf_counter() - clock
+                tuned = self._tune(plan, info, data, model, chain, bound, stage)
+                model, defend = tuned.model, defend + tuned.seconds
+                facts |= {bound.label: tuned.facts} if tuned.facts else {}
         model = model.to(self.device).eval()
         wraps = tuple(stage for _, stage in stages if isinstance(stage, Wrap))
-        victim = Victim(model, len(info.classes), wraps, self.device, Stream(plan.seed, f"victim/{plan.defense_label}"))
+        victim = Victim(model, len(info.classes), wraps, self.device, Stream(plan.seed, f"victim/{plan.key}"))
         split, notes = subset(dataset.test, limit)
-        return Built(victim, split, plan.seed, weights_hash(model), facts, notes, seconds, defend)
+        return Built(victim, split, plan.seed, weights_hash(model), facts, notes, trained.seconds, defend)
 
     def _dataset(self, bound: Bound) -> Dataset:
         if bound.label not in self._datasets:
             self._datasets[bound.label] = bound.value.load(offline=self._offline)
         return self._datasets[bound.label]
 
+    def _prepared(self, plan: VictimPlan, data: Split, stages: Sequence[tuple[Bound, Any]]) -> Split:
+        """The training data after the data stages, in written order."""
+        stream = Stream(plan.seed, "data")
+        for position, stage in enumerate(s for _, s in stages if isinstance(s, TrainingData)):
+            data = stage.apply(data, stream.child(position))
+        return data
+
     def _train(
-        self, plan: VictimPlan, info: DatasetInfo, dataset: Dataset, stages: Sequence[tuple[Bound, Any]]
-    ) -> tuple[nn.Module, _Chain, float, dict[str, Any]]:
+        self, plan: VictimPlan, info: DatasetInfo, data: Split, stages: Sequence[tuple[Bound, Any]]
+    ) -> tuple[_Made, _Chain]:
         source: ModelSource = plan.model.value
         schedule = source.schedule(info)
-        clock = time.perf_counter()
 
         def fresh() -> nn.Module:
             with Stream(plan.seed, "init").as_global():
                 return source.build(info, offline=self._offline)
 
         parts = [bound.recipe for bound, stage in stages if isinstance(stage, TrainingData | Objective)]
-        trained = plain(vars(schedule)) if schedule else None
-        chain = _Chain({"schema": SCHEMA, **plan.baseline.recipe, "schedule": trained, "training": plain(parts)})
+        how = plain(vars(schedule)) if schedule else None
+        chain = _Chain({"schema": SCHEMA, **plan.baseline.recipe, "schedule": how, "training": plain(parts)})
         if schedule is None:
-            return fresh(), chain, 0.0, {}
-        data = dataset.train
-        stream = Stream(plan.seed, "data")
-        for position, stage in enumerate(s for _, s in stages if isinstance(s, TrainingData)):
-            data = stage.apply(data, stream.child(position))
-        objective = next((s for _, s in reversed(stages) if isinstance(s, Objective)), None)
+            return _Made(fresh(), {}), chain
+        objective = next((s for _, s in stages if isinstance(s, Objective)), None)
 
         def make() -> Tuned:
-            training = self._training(plan, info, data, f"training {plan.model.label} on {plan.dataset.label}")
-            return Tuned(training.fit(fresh(), objective))
+            title = f"training {plan.model.label} on {plan.dataset.label}"
+            return Tuned(self._training(plan, info, data, title, chain).fit(fresh(), objective))
 
-        model, _ = self._cached(chain.key, f"{plan.model.label} on {plan.dataset.label}", fresh, make, None)
-        return model, chain, time.perf_counter() - clock, {}
+        return self._cached(chain.key, f"{plan.model.label} on {plan.dataset.label}", fresh, make, None), chain
 
     def _tune(
         self,
         plan: VictimPlan,
         info: DatasetInfo,
-        dataset: Dataset,
+        data: Split,
         model: nn.Module,
         chain: _Chain,
         bound: Bound,
         stage: Tune,
-    ) -> tuple[nn.Module, Mapping[str, Any]]:
+    ) -> _Made:
         def make() -> Tuned:
             title = f"{bound.label}: tuning {plan.model.label} on {plan.dataset.label}"
-            training = self._training(plan, info, dataset.train, title)
+            training = self._training(plan, info, data, title, chain)
             with training.stream.as_global("tune"):  # a tune may draw from the global generators
                 return stage.apply(copy.deepcopy(model), training)
 
         label = f"{plan.model.label}+{bound.label} on {plan.dataset.label}"
         return self._cached(chain.key, label, lambda: copy.deepcopy(model), make, stage.rebuild)
 
-    def _training(self, plan: VictimPlan, info: DatasetInfo, data: Split, title: str) -> Training:
+    def _training(self, plan: VictimPlan, info: DatasetInfo, data: Split, title: str, chain: _Chain) -> Training:
+        """How this step is trained; its randomness depends on the recipe, not on how that was spelled."""
         schedule = plan.model.value.schedule(info) or TUNING
         self._progress.stage(title, 0)
-        return Training(
-            data,
-            info,
-            schedule,
-            self.device,
-            Stream(plan.seed, f"train/{title}"),
-            progress=self._report(title),
-        )
+        stream = Stream(plan.seed, f"train/{chain.key}")
+        return Training(data, info, schedule, self.device, stream, progress=self._report(title))
 
     def _report(self, title: str) -> Callable[[int, int, int, int, float], None]:
         def report(epoch: int, epochs: int, step: int, steps: int, loss: float) -> None:
@@ -182,25 +189,26 @@ class Builder:
         fresh: Callable[[], nn.Module],
         make: Callable[[], Tuned],
         rebuild: Callable[[nn.Module, Mapping[str, Any]], nn.Module] | None,
-    ) -> tuple[nn.Module, Mapping[str, Any]]:
+    ) -> _Made:
         """The model of that key, and its facts: from the cache, or made and stored."""
-        made: list[nn.Module] = []
+        made: list[_Made] = []
 
         def produce() -> Artifact:
+            clock = time.perf_counter()
             tuned = make()
             if tuned.structure and rebuild is None:
                 raise UsageError(f"{label}: a defense that changes shapes has to say how to rebuild them")
-            made.append(tuned.model)
+            made.append(_Made(tuned.model, tuned.facts, time.perf_counter() - clock))
             return Artifact.of(tuned)
 
         artifact = self._artifacts.get_or_make(key, produce, label)
         if made:
-            return made[0], artifact.facts
+            return made[0]
         model = fresh()
         if artifact.structure and rebuild is not None:
             model = rebuild(model, artifact.structure)
         model.load_state_dict(artifact.tensors)
-        return model, artifact.facts
+        return _Made(model, artifact.facts)
 
 
 def _stages(bound: Bound) -> Defense:

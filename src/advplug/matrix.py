@@ -355,6 +355,9 @@ def _judge_stack(victim: VictimPlan, info: DatasetInfo) -> Refused | None:
             f"{trains[0]} changes how a model is trained, {victim.model.label} is only loaded",
             "use a model by name without weights, or a defense that tunes or wraps",
         )
+    losses = [label for label, c in caps if "objective" in c.stages]
+    if len(losses) > 1:
+        return Refused(f"{' and '.join(losses)} each replace the training loss", "a stack holds at most one")
     for kind, which in (("rejects", "detector"), ("certifies", "certifying defense")):
         several = [label for label, c in caps if getattr(c, kind)]
         if len(several) > 1:
