@@ -440,7 +440,7 @@ def test_a_reader_that_stops_reading_is_no_error() -> None:
         shell=True, capture_output=True, text=True, check=False, executable=shutil.which("bash"),
     )  # fmt: skip
     assert done.returncode == 0
-    assert done.stdout == '[\n  {\n   '
+    assert done.stdout == "[\n  {\n   "
     assert done.stderr == ""
 
 

@@ -37,9 +37,7 @@ class Point:
         return self.make()
 
 
-def plugin(
-    kind: str, *specs: Any, returns: Any = None, raises: BaseException | None = None
-) -> types.ModuleType:
+def plugin(kind: str, *specs: Any, returns: Any = None, raises: BaseException | None = None) -> types.ModuleType:
     """A module with one hook."""
     module = types.ModuleType("some_plugin")
 
@@ -187,9 +185,7 @@ def test_duplicates_name_both_sources_and_only_that_name_is_refused() -> None:
 
 def test_three_of_a_name_are_all_named() -> None:
     found = loaded(**{n: plugin("model", spec("same", "model")) for n in ("aa", "bb", "cc")})
-    with pytest.raises(
-        PluginError, match=r"is registered 3 times, by dist-aa 1\.0, dist-bb 1\.0 and dist-cc 1\.0"
-    ):
+    with pytest.raises(PluginError, match=r"is registered 3 times, by dist-aa 1\.0, dist-bb 1\.0 and dist-cc 1\.0"):
         found.get("model", "same")
 
 
@@ -277,9 +273,7 @@ def test_listing_does_not_import_the_target() -> None:
         ("exits_on_import:make", "SystemExit: 2"),
     ],
 )
-def test_targets_that_cannot_be_loaded(
-    target: str, part: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_targets_that_cannot_be_loaded(target: str, part: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "raises_on_import.py").write_text("raise ZeroDivisionError('on import')")
     (tmp_path / "exits_on_import.py").write_text("raise SystemExit(2)")
     monkeypatch.syspath_prepend(tmp_path)

@@ -98,9 +98,7 @@ def _with_victim(sweep: Sweep, victim: VictimPlan) -> Sweep:
     return replace(sweep, victim=victim)
 
 
-def _threat_row(
-    key: str, members: list[tuple[Sweep, Fraction]], stored: Stored, baselines: _Baselines
-) -> ThreatRow:
+def _threat_row(key: str, members: list[tuple[Sweep, Fraction]], stored: Stored, baselines: _Baselines) -> ThreatRow:
     sweep, eps = members[0]
     findings = _findings(members, stored)
     dependent = stored.batch_dependent(sweep.victim.key)
@@ -112,9 +110,7 @@ def _threat_row(
         attacks=tuple(f.attack for f in findings),
         clean_accuracy=share(findings[0].evidence.clean) if findings else None,
         worst_case_accuracy=None if worst is None else share(worst),
-        difference_to_baseline=_difference(worst, baselines.worst(sweep, eps))
-        if sweep.victim.defense
-        else None,
+        difference_to_baseline=_difference(worst, baselines.worst(sweep, eps)) if sweep.victim.defense else None,
         verdict=verdict(group, flags, unchecked),
         flags=flags,
         unchecked=unchecked,

@@ -61,9 +61,7 @@ def _probe(
         batch = built.split.batch(part, victim.device)
         mask = np.ones(len(part), dtype=bool)
         if isinstance(goal, Targeted):
-            wanted = targets(
-                goal, batch, clean.least_likely[part], victim.classes, Stream(built.seed, "targets")
-            )
+            wanted = targets(goal, batch, clean.least_likely[part], victim.classes, Stream(built.seed, "targets"))
             batch = Batch(batch.x, batch.y, batch.index, wanted)
             mask = (wanted != batch.y).cpu().numpy()
         success = np.zeros(len(part), dtype=bool)

@@ -40,9 +40,7 @@ def check_eps(text: str, eps: Fraction, norm: Norm) -> Fraction:
         raise UsageError(f"eps '{text}' is negative; a budget is a radius of at least 0")
     if norm == "linf" and eps > 1:
         hint = f"did you mean {eps}/255?" if eps <= 255 else "write it like 8/255"
-        raise UsageError(
-            f"eps '{text}': pixels lie in [0, 1], an L-inf budget above 1 has no meaning; {hint}"
-        )
+        raise UsageError(f"eps '{text}': pixels lie in [0, 1], an L-inf budget above 1 has no meaning; {hint}")
     return eps
 
 
@@ -64,9 +62,7 @@ def resolve(budget: Budget, norms: frozenset[Norm], explicit: Norm | None = None
     return norm, check_eps(str(budget), budget.eps, norm)
 
 
-def customary(
-    budgets: Mapping[Norm, Fraction], norms: frozenset[Norm], explicit: Norm | None = None
-) -> Budget:
+def customary(budgets: Mapping[Norm, Fraction], norms: frozenset[Norm], explicit: Norm | None = None) -> Budget:
     """The dataset's customary budget in `explicit`, or in the first norm that the attack supports."""
     order = [explicit] if explicit else [n for n in NORMS if n in norms]
     for norm in order:

@@ -77,6 +77,4 @@ def show(result: RunResult, as_json: bool, quiet: bool) -> None:
 
     click.echo(json.dumps(result.to_json(), indent=2, allow_nan=False) if as_json else render(result))
     if not quiet and not as_json and result.run.output:
-        click.echo(
-            f"kept in {result.run.output}: the same command again computes only what is missing", err=True
-        )
+        click.echo(f"kept in {result.run.output}: the same command again computes only what is missing", err=True)

@@ -69,7 +69,5 @@ def checked(x_adv: Tensor, batch: Batch, threat: Threat) -> tuple[Tensor, int, f
         excess = ball.measure(batch.x, x_adv) - threat.eps
         beyond = torch.stack([-x_adv.flatten(1).amin(1), x_adv.flatten(1).amax(1) - 1, excess]).amax(0)
         worst = float(beyond[outside].max())
-        x_adv = torch.where(
-            outside[:, None, None, None], project(batch.x, x_adv, ball.norm, threat.eps), x_adv
-        )
+        x_adv = torch.where(outside[:, None, None, None], project(batch.x, x_adv, ball.norm, threat.eps), x_adv)
     return x_adv.clamp(0, 1), int(outside.sum()), worst

@@ -62,9 +62,7 @@ def _median_rank(n: int) -> int:
     """The largest r with P(X < r) <= 2.5 % for X ~ Binomial(n, 1/2)."""
     cumulative, rank = 0.0, 0
     for k in range(n // 2 + 1):
-        cumulative += math.exp(
-            math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2)
-        )
+        cumulative += math.exp(math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2))
         if cumulative > 0.025:
             break
         rank = k + 1

@@ -54,11 +54,7 @@ class Bound:
         """The thing itself: the user's object, or what the plugin's factory returns."""
         if self.entry is None:
             return self.value
-        return (
-            self.value
-            if self.value is not None and not resolved
-            else self.entry.make(self.params, **resolved)
-        )
+        return self.value if self.value is not None and not resolved else self.entry.make(self.params, **resolved)
 
     @cached_property
     def needs(self) -> Mapping[str, VictimRef]:
@@ -252,9 +248,7 @@ def _goal(reference: Reference, classes: int) -> Goal:
     if text.isdigit() and int(text) < classes:
         return Targeted(int(text))
     if text.isdigit():
-        raise UsageError(
-            f"{reference}: target {text} is no class; the dataset has classes 0 to {classes - 1}"
-        )
+        raise UsageError(f"{reference}: target {text} is no class; the dataset has classes 0 to {classes - 1}")
     hint = did_you_mean(text, TARGETS)
     raise UsageError(f"{reference}: target takes {', '.join(TARGETS)} or a class number, got '{text}'{hint}")
 
@@ -281,9 +275,7 @@ def _budgets(
         norm, eps = resolve(budget, caps.norms, explicit)
         grouped.setdefault(norm, set()).add(eps)
     if not grouped:
-        raise UsageError(
-            f"{reference}: no budget of the -e axis is in {explicit}; add one, like -e {explicit}:0.5"
-        )
+        raise UsageError(f"{reference}: no budget of the -e axis is in {explicit}; add one, like -e {explicit}:0.5")
     return {norm: tuple(sorted(values)) for norm, values in grouped.items()}
 
 
@@ -302,25 +294,19 @@ def judge(
     if victim.stochastic and caps.access is Access.GRADIENT:
         notes.append("the victim is randomised: gradients and losses are averaged over fresh draws (EOT)")
     if victim.gradient is Gradient.BPDA and caps.access is Access.GRADIENT:
-        notes.append(
-            "gradients pass the defense through its declared stand-in (BPDA); run a gradient-free attack too"
-        )
+        notes.append("gradients pass the defense through its declared stand-in (BPDA); run a gradient-free attack too")
     return refused, tuple(notes)
 
 
 def _judge_threat(attack: Bound, norm: Norm, goal: Goal, info: DatasetInfo) -> Refused | None:
     caps: AttackCaps = attack.caps
     if norm not in caps.norms:
-        return Refused(
-            f"{attack.label} has no {norm} version", f"it works in {', '.join(sorted(caps.norms))}"
-        )
+        return Refused(f"{attack.label} has no {norm} version", f"it works in {', '.join(sorted(caps.norms))}")
     kind = "targeted" if isinstance(goal, Targeted) else "untargeted"
     if kind not in caps.goals:
         return Refused(f"{attack.label} cannot run {kind}", f"it runs {' and '.join(sorted(caps.goals))}")
     if caps.modality != info.modality:
-        return Refused(
-            f"{attack.label} attacks {caps.modality} data, this dataset holds {info.modality} data"
-        )
+        return Refused(f"{attack.label} attacks {caps.modality} data, this dataset holds {info.modality} data")
     classes = len(info.classes)
     if classes < caps.min_classes:
         return Refused(

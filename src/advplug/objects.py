@@ -54,9 +54,7 @@ class ModuleSource:
             raise UsageError(f"the model does not take images of shape {tuple(x.shape)}: {text}") from error
         if not isinstance(logits, Tensor) or logits.shape != (1, len(info.classes)):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise UsageError(
-                f"the model must return logits of shape (1, {len(info.classes)}) for one image, got {got}"
-            )
+            raise UsageError(f"the model must return logits of shape (1, {len(info.classes)}) for one image, got {got}")
         return module
 
 
@@ -146,9 +144,7 @@ def bind_data(data: Any, name: str | None = None, train: Any = None, classes: in
     x_train, y_train = _collect(train) if train is not None else (x[:0], y[:0])
     count = classes if classes is not None else int(max(y.max(initial=0), y_train.max(initial=0))) + 1
     if count < 2 or y.min(initial=0) < 0 or y.max(initial=0) >= count:
-        raise UsageError(
-            f"labels must be class numbers 0 to classes - 1, found {y.min()} to {y.max()} of {count}"
-        )
+        raise UsageError(f"labels must be class numbers 0 to classes - 1, found {y.min()} to {y.max()} of {count}")
     size = x.shape[2], x.shape[3]
     info = DatasetInfo(tuple(map(str, range(count))), x.shape[1], size, BUDGETS, trainable=train is not None)
     splits = [Split(ArrayImages(a), b, np.arange(len(b))) for a, b in ((x_train, y_train), (x, y))]
@@ -173,9 +169,7 @@ def _collect(data: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     except (TypeError, IndexError, ValueError, RuntimeError, KeyError) as error:
         raise UsageError(f"data must be (images, labels) or batches of them: {error}") from error
     if x.ndim != 4 or y.ndim != 1 or len(x) != len(y) or not len(x):
-        raise UsageError(
-            f"images must be (N, C, H, W) with N labels, got {tuple(x.shape)} and {tuple(y.shape)}"
-        )
+        raise UsageError(f"images must be (N, C, H, W) with N labels, got {tuple(x.shape)} and {tuple(y.shape)}")
     if y.is_floating_point():
         raise UsageError(f"labels must be whole numbers, got {y.dtype}")
     if x.dtype != torch.uint8:

@@ -264,7 +264,5 @@ def reject_unknown_kind(kind: str) -> str:
     single = kind.removesuffix("s")
     if single not in hooks.KINDS:
         known = [k + "s" for k in hooks.KINDS]
-        raise UsageError(
-            f"'{kind}' is no kind of plugin{did_you_mean(kind, known)}; kinds: {', '.join(known)}"
-        )
+        raise UsageError(f"'{kind}' is no kind of plugin{did_you_mean(kind, known)}; kinds: {', '.join(known)}")
     return single

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from advplug.estimate import Estimate
 from advplug.keys import SCHEMA
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 Status = Literal["ok", "refused", "failed"]
 Verdict = Literal["trusted", "upper bound", "not trustworthy"]
@@ -116,9 +120,14 @@ class RunResult:
 
 def cell_from_json(data: dict[str, Any]) -> Cell:
     """The inverse of `Cell`'s JSON form. Raises pydantic.ValidationError for anything else."""
+    return _cells().validate_python(data)
+
+
+@functools.cache
+def _cells() -> TypeAdapter[Cell]:
     from pydantic import TypeAdapter
 
-    return TypeAdapter(Cell).validate_python(data)
+    return TypeAdapter(Cell)
 
 
 def json_schema() -> dict[str, Any]:

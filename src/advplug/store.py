@@ -67,9 +67,7 @@ class Store:
             if row is None:
                 db.execute("INSERT OR IGNORE INTO meta VALUES ('layout', ?)", (str(LAYOUT),))
             elif int(row[0]) != LAYOUT:
-                raise UsageError(
-                    f"{path} was written by another version of advplug; choose another folder with -o"
-                )
+                raise UsageError(f"{path} was written by another version of advplug; choose another folder with -o")
         except BaseException:
             db.close()
             raise
