@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import importlib
 import io
 import json
 import os
@@ -171,12 +172,14 @@ def _child(folder: str, arguments: list[str], variables: dict[str, str], file_li
 
 
 def _serve() -> None:
-    import sklearn.datasets  # noqa: F401
     import torch
-    import torch_pruning  # noqa: F401
 
-    from advplug import api, runner  # noqa: F401
-    from advplug.builtin import nets  # noqa: F401
+    for name in (
+        "sklearn.datasets", "safetensors.torch", "pydantic", "torch._dynamo", "torch_pruning", "usernets",
+        "advplug.api", "advplug.cli", "advplug.console", "advplug.engine", "advplug.pruning", "advplug.runner",
+        "advplug.table", "advplug.builtin.nets",
+    ):  # fmt: skip
+        importlib.import_module(name)
     from advplug.registry import registry
 
     torch.set_num_threads(1)  # a pool of threads would not survive a fork
