@@ -34,7 +34,7 @@ $(VENV)/.installed-dev: $(MANIFESTS) | $(BIN)/python
 test test-slow: export OMP_NUM_THREADS ?= 1
 
 test: dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: dev
 	$(BIN)/python -m pytest -m slow
