@@ -7,7 +7,7 @@ import random
 import signal
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 from filelock import FileLock
 
 from advplug.artifacts import Artifact, Artifacts
-from cli_tools import CNN, TINY, Child, nursery, stored, without_times
+from cli_tools import CNN, TINY, Child, nursery, stored, wait_for, without_times
 
 KILLS = 50
 MATRIX = ("eval", "-m", CNN, "-a", "fgsm", "-a", "noise", "-d", "prune:epochs=1", "-e", "4/255", "-e", "16/255",
@@ -98,3 +98,42 @@ def test_fifty_kills_lose_nothing(tmp_path: Path) -> None:
     assert len(finished(folder)) == CELLS
     assert not list(folder.glob("out/crafted/*"))
     assert not list(folder.glob("cache/artifacts/*.part.*"))
+
+
+def weights_being_written(folder: Path) -> bool:
+    """A folder of the cache that lacks the file that is written last."""
+    root = folder / "cache" / "artifacts"
+    return root.is_dir() and any(not (p / "meta.json").exists() for p in root.glob("[!.]*"))
+
+
+def cells_being_written(folder: Path) -> bool:
+    return (folder / "out" / "results.sqlite-journal").exists()
+
+
+@pytest.mark.parametrize(("being_written", "delay"), [(weights_being_written, 0), (cells_being_written, 0.3)])
+def test_kills_in_the_middle_of_a_write(tmp_path: Path, being_written: Callable[[Path], bool], delay: float) -> None:
+    draw, kills, fresh = random.Random(21), 0, folders(tmp_path)
+    folder, known = next(fresh), {}
+    for _ in range(12):
+        child = start(folder)
+        wait_for((folder / "stdout").exists)
+        time.sleep(draw.uniform(0, delay))
+        while not being_written(folder) and not (folder / "stdout").stat().st_size:
+            pass
+        child.send(signal.SIGKILL)
+        ran = child.wait()
+        check_caches_and_locks(folder)
+        now = finished(folder)
+        assert known.items() <= now.items()
+        known = now
+        kills += ran.code == -signal.SIGKILL
+        if ran.code == 0 or kills == 6:
+            last = start(folder).wait()
+            assert last.code == 0, last.err
+            assert known.items() <= finished(folder).items()
+            check_caches_and_locks(folder)
+            assert not list(folder.glob("cache/artifacts/*.part.*"))
+            folder, known = next(fresh), {}
+        if kills == 6:
+            return
+    raise AssertionError(f"only {kills} of 12 kills came in time")
