@@ -450,7 +450,7 @@ def test_an_unforeseen_error_is_one_line_too(folder: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr("advplug.session.plan", broken)
     says(run(*E), 4, "internal: KeyError")
+    monkeypatch.setenv("ADVPLUG_DEBUG", "")  # so that it is put back
     debugged = run("--debug", *E)
-    monkeypatch.delenv("ADVPLUG_DEBUG", raising=False)
     assert debugged.code == 4
     assert "Traceback" in debugged.err
