@@ -155,7 +155,9 @@ class Plugin:
     @advplug.hookimpl
     def advplug_defenses():
         caps = contracts.DefenseCaps(("wrap",), contracts.Gradient.BPDA)
-        return [contracts.Spec(n, f"{__name__}:{n}", caps, n) for n in ("misled", "honest")]
+        noise = contracts.DefenseCaps(("wrap",), stochastic=True)
+        found = [contracts.Spec(n, f"{__name__}:{n}", caps, n) for n in ("misled", "honest")]
+        return [*found, contracts.Spec("shaken", f"{__name__}:shaken", noise, "shaken")]
 
 
 class _Point:
@@ -185,6 +187,13 @@ def misled():
 
 def honest():
     return (contracts.Wrap(lambda f, x, rng: f(x), contracts.Gradient.BPDA, (lambda f, x, rng: f(x),)),)
+
+
+def shaken():
+    def forward(inner, x, rng):
+        return inner((x + 0.01 * torch.randn(x.shape, generator=rng)).clamp(0, 1))
+
+    return (contracts.Wrap(forward, stochastic=True, draws=4),)
 
 
 @pytest.fixture
@@ -222,6 +231,20 @@ def test_static_bare_and_adaptive_stand_side_by_side():
     assert defended["static_robust_accuracy"] == baseline["robust_accuracy"]
     assert defended["robust_accuracy"] == baseline["robust_accuracy"]
     assert result.threats[1].difference_to_baseline.value == 0
+
+
+@pytest.mark.usefixtures("with_plugin")
+def test_batch_dependence_shows_through_a_randomised_wrap():
+    assert "batch-dependent" in flags(BatchStatistics(), "pgd:steps=3", defense="shaken")
+    assert flags(Linear(), "pgd:steps=10", defense="shaken") == set()
+
+
+@pytest.mark.usefixtures("with_plugin")
+def test_a_randomised_victim_is_decided_afresh_with_its_spread():
+    result = advplug.evaluate(Linear(), "pgd:steps=10", "shaken", dataset=(X, Y), eps="12/255")
+    robust = result.cells[1].metrics["adaptive_robust_accuracy"]
+    assert robust.spread is not None
+    assert any("EOT" in note for note in result.cells[1].notes)
 
 
 def test_linear_victim_is_judged_exactly():
