@@ -9,11 +9,11 @@ from fractions import Fraction
 import numpy as np
 
 from advplug.builtin.metrics import share
-from advplug.contracts import Access, AttackCaps
+from advplug.contracts import Access, AttackCaps, Strength
 from advplug.estimate import Estimate, paired_difference
 from advplug.evidence import Array, Evidence, worst_case
 from advplug.health import Audit, Finding, Group, examine, verdict
-from advplug.matrix import Sweep, VictimPlan
+from advplug.matrix import Bound, Sweep, VictimPlan
 from advplug.results import Cell, RunInfo, RunResult, ThreatRow
 
 
@@ -29,7 +29,20 @@ class Stored:
 
 def finding(sweep: Sweep, evidence: Evidence) -> Finding:
     caps: AttackCaps = sweep.attack.caps
-    return Finding(sweep.attack.label, caps.strength, caps.access is Access.GRADIENT, evidence)
+    return Finding(sweep.attack.label, strength_of(sweep.attack), caps.access is Access.GRADIENT, evidence)
+
+
+def strength_of(attack: Bound) -> Strength:
+    """What the attack proves as it was asked for: with fewer steps than its default it is no strong one."""
+    declared: Strength = attack.caps.strength
+    steps = attack.params.get("steps")
+    if steps is None or attack.entry is None:
+        return declared
+    customary = next((p.default for p in attack.entry.params() if p.name == "steps"), steps)
+    if steps == 1:
+        return min(declared, Strength.ONE_STEP)
+    weakened = isinstance(customary, int) and steps < customary
+    return min(declared, Strength.ITERATIVE) if weakened else declared
 
 
 def identity(sweep: Sweep, eps: Fraction) -> dict[str, object]:

@@ -75,14 +75,17 @@ def _probe(
     return np.concatenate(broken) if broken else np.zeros(0, dtype=bool)
 
 
-def is_batch_dependent(built: Built, batching: Batching) -> bool:
-    """Whether an image's logits change with its neighbours: f(x)[i] against f(x[i]) on 8 images, beyond float noise."""
+def is_batch_dependent(built: Built, batching: Batching) -> bool | None:
+    """Whether an image's logits change with its neighbours: f(x)[i] against f(x[i]) on 8 images, beyond float noise.
+
+    None where only one image passes at a time, and nothing can be seen.
+    """
     return batching.run(lambda size: _is_batch_dependent(built, min(8, size)))
 
 
-def _is_batch_dependent(built: Built, count: int) -> bool:
+def _is_batch_dependent(built: Built, count: int) -> bool | None:
     if min(count, len(built.split)) < 2:
-        return False
+        return None
     # Two draws of a randomised wrap differ by themselves: there the model inside is looked at.
     victim = built.victim.bare if built.victim.stochastic else built.victim
     x = built.split.batch(np.arange(min(count, len(built.split))), built.victim.device).x

@@ -48,7 +48,8 @@ class Stages(Protocol):
 class Built:
     """A victim ready to be attacked, the images it is judged on, and what it took to get there.
 
-    `facts` are figures of the defenses (parameter counts); `notes` are for the reader of the cell.
+    `facts` are figures of the defenses (parameter counts); `notes` are for the reader of the cell;
+    `batch_dependent` is None where it could not be seen.
     """
 
     victim: Victim
@@ -59,6 +60,7 @@ class Built:
     notes: tuple[str, ...] = ()
     seconds_train: float = 0.0
     seconds_defend: float = 0.0
+    batch_dependent: bool | None = None
 
 
 @dataclass

@@ -165,7 +165,9 @@ class Batch:
         return len(self.y)
 
     def take(self, rows: Tensor) -> Batch:
-        """The images at `rows` (indices or a mask)."""
+        """The images at `rows` (indices or a mask, on any device)."""
+        # Positions may stay on the CPU, and a tensor takes rows of its own device or of the CPU only.
+        rows = rows.cpu()
         picked = {n: getattr(self, n)[rows] for n in ("x", "y", "index")}
         for name in ("target", "start"):
             value = getattr(self, name)

@@ -57,8 +57,9 @@ class Batching:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text
+    """Every backend says it in its own way: CPU, CUDA's libraries, Apple's MPS."""
+    signs = ("can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(s in str(error) for s in signs)
 
 
 def decide(victim: Victim, x: Tensor, batching: Batching, draws: int) -> tuple[Array, Array, Array]:

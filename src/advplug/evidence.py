@@ -18,7 +18,7 @@ class Evidence:
 
     `n` images, `d` fresh decisions of each (1 for a deterministic victim):
     index, y (n,): position in the dataset and true label; clean (n, d): accepted and right without attack;
-    attacked (n,): right on the clean image and, for targeted goals, not the target already;
+    attacked (n,): right on the clean image, in any decision, and, for targeted goals, not the target already;
     adaptive, static, bare (n, d): the attack's success, by where it was crafted (DESIGN: through the wraps'
     declared gradients, on the undefended baseline, on the defended weights without wraps); rounded (n, d):
     the adaptive images after rounding to 8 bits; linf, l2 (n,): distances of the adaptive images;

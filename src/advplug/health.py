@@ -104,7 +104,7 @@ def zero_gradients(group: Group) -> Outcome:
 
 def nonfinite_gradients(group: Group) -> Outcome:
     """Any step with a NaN or infinite gradient. Carlini et al. 2019, section 4."""
-    seen = [f for f in group.findings if f.evidence.nonfinite is not None]
+    seen = [f for f in group.findings if f.gradient and f.evidence.nonfinite is not None]
     if not seen:
         return Outcome("unchecked" if any(f.gradient for f in group.findings) else "inapplicable")
     for f in seen:

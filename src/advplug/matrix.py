@@ -222,12 +222,16 @@ def _sweeps_of(victim: VictimPlan, axes: Axes, registry: Registry) -> list[Sweep
     limit = axes.limit if axes.limit is not None else info.evaluate
     found = []
     for reference in axes.attacks or standard_protocol(len(info.classes)):
+        for key in THREAT_KEYS:
+            if sum(k == key for k, _ in reference.params) > 1:
+                raise UsageError(f"{reference}: {key} is given twice; repeat -a for another")
         attack = bind(registry, "attack", reference.without(*THREAT_KEYS))
         goal = _goal(reference, len(info.classes))
         needs = {name: _need(registry, victim, ref) for name, ref in attack.needs.items()}
         for norm, budgets in _budgets(reference, attack.caps, axes.budgets, info).items():
             refused, notes = judge(victim, attack, norm, goal, info)
-            static = axes.baseline and bool(victim.defense)
+            # The baseline's least likely class is another one than the defended victim's.
+            static = axes.baseline and bool(victim.defense) and goal != Targeted("least-likely")
             found.append(Sweep(victim, attack, norm, budgets, goal, limit, needs, refused, notes, static))
     return found
 
@@ -245,9 +249,9 @@ def _goal(reference: Reference, classes: int) -> Goal:
         return Untargeted()
     if text in TARGETS:
         return Targeted(text)
-    if text.isdigit() and int(text) < classes:
+    if text.isdecimal() and int(text) < classes:
         return Targeted(int(text))
-    if text.isdigit():
+    if text.isdecimal():
         raise UsageError(f"{reference}: target {text} is no class; the dataset has classes 0 to {classes - 1}")
     hint = did_you_mean(text, TARGETS)
     raise UsageError(f"{reference}: target takes {', '.join(TARGETS)} or a class number, got '{text}'{hint}")

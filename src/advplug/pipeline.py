@@ -58,7 +58,8 @@ def _chunks(built: Built, clean: Clean, sweep: Sweep) -> Iterator[_Chunk]:
     for batch in built.split.batches(CHUNK, built.victim.device):
         rows = slice(start, start + len(batch))
         start += len(batch)
-        attacked = clean.right[rows].mean(axis=1) >= 0.5
+        # A randomised victim that is right now and then has that to lose, too.
+        attacked: Array = np.any(clean.right[rows], axis=1)
         if isinstance(sweep.goal, Targeted):
             wanted = targets(sweep.goal, batch, clean.least_likely[rows], built.victim.classes, stream)
             batch = Batch(batch.x, batch.y, batch.index, wanted, text=batch.text)
@@ -183,7 +184,7 @@ def _evidence(
 
     def rounded() -> Array:
         # What float pixels do not break, 8-bit pixels within the same budget need not be tried on.
-        broken = found.success.mean(axis=1) > 0.5
+        broken = found.success.any(axis=1)
         success = np.zeros((len(batch), draws), dtype=bool)
         if broken.any():
             picked = torch.from_numpy(broken).to(found.x.device)
@@ -208,7 +209,8 @@ def _evidence(
     )
 
 
-_TRACE = ("steps", "zero_gradient", "nonfinite", "queries", "any_iterate", "final_iterate")
+_COUNTS = ("steps", "zero_gradient", "nonfinite", "queries")
+_TRACE = (*_COUNTS, "any_iterate", "final_iterate")
 
 
 def _merge(into: dict[str, Array], trace: Trace | None, todo: Array) -> None:
@@ -219,7 +221,7 @@ def _merge(into: dict[str, Array], trace: Trace | None, todo: Array) -> None:
             continue
         new = value.cpu().numpy()
         column = into.setdefault(name, np.zeros(len(todo), dtype=new.dtype))
-        if name == "queries" or name == "steps":
+        if name in _COUNTS:
             column[todo] += new
         else:
             column[todo] = new

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import os
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -22,6 +23,7 @@ from advplug.build import Builder, Built
 from advplug.crafted import CraftedWriter, has_crafted, read_crafted
 from advplug.decisions import Batching, Clean, clean_decisions
 from advplug.errors import AdvplugError, CellFailure, UsageError
+from advplug.estimate import Estimate
 from advplug.evidence import Evidence, ranges
 from advplug.health import Audit, Group, examine
 from advplug.matrix import Sweep, VictimPlan
@@ -166,7 +168,8 @@ class Runner:
             built = self._builder.build(plan, self._limit(plan))
             built.victim.batch_size = self.batching.size
             clean = clean_decisions(built.victim, built.split, self.batching)
-            built.victim.batch_dependent = audits.is_batch_dependent(built, self.batching)
+            built.batch_dependent = audits.is_batch_dependent(built, self.batching)
+            built.victim.batch_dependent = bool(built.batch_dependent)
             self._victims[plan.key] = (built, clean)
         self._victims.move_to_end(plan.key)
         return self._victims[plan.key]
@@ -224,7 +227,7 @@ class Runner:
         notes = []
         for entry in self.registry.entries("metric"):
             try:
-                values |= entry.make({p.name: p.default for p in entry.params()})(evidence)
+                values |= checked_values(entry.make({p.name: p.default for p in entry.params()})(evidence))
             except Exception as error:  # a plugin's metric must not cost the cell
                 values |= dict.fromkeys(entry.spec.caps.values)  # type: ignore[union-attr]
                 notes.append(f"metric '{entry.name}' failed: {type(error).__name__}: {error}")
@@ -247,7 +250,18 @@ class Runner:
                 self.progress.note(f"the audit failed, its checks stay unchecked: {error}")
                 continue
             self.store.put_audit(key, audits.to_bytes(probes))
-            self.store.put_audit(f"batch:{sweep.victim.key}", b"1" if built.victim.batch_dependent else b"0")
+            if built.batch_dependent is not None:
+                self.store.put_audit(f"batch:{sweep.victim.key}", b"1" if built.batch_dependent else b"0")
+
+
+def checked_values(values: Mapping[str, Any]) -> dict[str, Estimate | None]:
+    """A metric's values, which a plugin may have got wrong. Raises ValueError for what no result can hold."""
+    for name, value in values.items():
+        numbers = (value.value, value.low, value.high, value.spread) if isinstance(value, Estimate) else ()
+        plain_numbers = all(n is None or (isinstance(n, float | int) and math.isfinite(n)) for n in numbers)
+        if value is not None and not (numbers and plain_numbers and isinstance(value.n, int)):
+            raise ValueError(f"{name} is {value!r}, not None or an Estimate of finite numbers")
+    return dict(values)
 
 
 def stored(store: Store, level: str) -> Stored:
@@ -258,7 +272,7 @@ def stored(store: Store, level: str) -> Stored:
         return audits.from_bytes(data) if data else None
 
     def batch_dependent(key: str) -> bool | None:
-        data = store.audit(f"batch:{key}")
+        data = store.audit(f"batch:{key}") if level != "none" else None
         return None if data is None else data == b"1"
 
     return Stored(store.cell, store.evidence, audit, batch_dependent)

@@ -56,7 +56,7 @@ class Store:
         if fresh:
             for name in ("results.sqlite", "results.sqlite-journal"):
                 (self.folder / name).unlink(missing_ok=True)
-            for crafted in self.crafted.glob("*"):
+            for crafted in (f for ending in ("npy", "partial") for f in self.crafted.glob(f"*-*_*.{ending}")):
                 crafted.unlink()
         db = sqlite3.connect(path, isolation_level=None)
         try:

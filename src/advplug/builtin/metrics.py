@@ -44,7 +44,8 @@ def attack_success() -> Callable[[Evidence], Values]:
 
     def measure(evidence: Evidence) -> Values:
         broken = ~worst_case(evidence.robust_by_origin())
-        return {"attack_success_rate": share(broken[evidence.attacked])}
+        right = evidence.attacked & (evidence.clean.mean(axis=1) >= 0.5)
+        return {"attack_success_rate": share(broken[right])}
 
     return measure
 

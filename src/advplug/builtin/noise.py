@@ -26,7 +26,6 @@ class Noise:
 
     kind: str = "sign"
     draws: int = 1
-    batch_size: int = 512
 
     def __call__(self, victim: Victim, batch: Batch, threat: Threat, rng: Stream) -> Crafted:
         """Uses decisions only; an image that none of the draws fools comes back with the first draw."""
@@ -37,8 +36,8 @@ class Noise:
         used = torch.zeros(len(batch), dtype=torch.long)
         for draw in range(self.draws):
             open_rows = solved.logical_not().nonzero().flatten()
-            for begin in range(0, len(open_rows), self.batch_size):
-                rows = open_rows[begin : begin + self.batch_size]
+            for begin in range(0, len(open_rows), victim.batch_size):
+                rows = open_rows[begin : begin + victim.batch_size]
                 tried = self._draw(batch.take(rows), threat, rng, draw)
                 fooled = _fooled(victim, batch, rows, tried, threat)
                 kept = torch.ones_like(fooled) if draw == 0 else fooled

@@ -1,0 +1,189 @@
+"""Ways in which an evaluation could deceive without a word, each seen once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import advplug
+from advplug import contracts, session
+from advplug.builtin.noise import noise
+from advplug.contracts import Ball, Batch, Threat
+from advplug.decisions import out_of_memory
+from advplug.errors import UsageError
+from advplug.estimate import Estimate, paired_p_value
+from advplug.registry import Registry, Source, load
+from advplug.rng import Stream
+from advplug.store import Store
+from advplug.victim import Victim
+
+DRAWS = torch.Generator().manual_seed(0)
+X = torch.rand(60, 1, 4, 4, generator=DRAWS).mul(0.4).add(0.3)
+WEIGHT = torch.randn(4, 16, generator=DRAWS)
+
+
+class Net(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - 0.5).flatten(1) @ WEIGHT.T
+
+
+Y = Net()(X).argmax(1)
+
+
+class Stairs(Net):
+    """Gradients vanish: every pixel is rounded."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward((x * 255).round() / 255)
+
+
+class Plugin:
+    values: Any = None
+
+    @staticmethod
+    @advplug.hookimpl
+    def advplug_metrics() -> list[contracts.Spec]:
+        return [contracts.Spec("odd", f"{__name__}:odd", contracts.MetricCaps(("odd",)), "odd")]
+
+    @staticmethod
+    @advplug.hookimpl
+    def advplug_defenses() -> list[contracts.Spec]:
+        caps = contracts.DefenseCaps(("wrap",), stochastic=True)
+        return [contracts.Spec("coin", f"{__name__}:coin", caps, "answers 0 in seven of ten cases")]
+
+
+class _Point:
+    @staticmethod
+    def load() -> type:
+        return Plugin
+
+
+def odd():
+    return lambda evidence: {"odd": Plugin.values}
+
+
+def coin():
+    def forward(inner, x, rng):
+        logits = inner(x)
+        lost = torch.rand(len(x), 1, generator=rng) < 0.7
+        return torch.where(lost, torch.eye(4)[:1], logits)
+
+    return (contracts.Wrap(forward, stochastic=True),)
+
+
+@pytest.fixture
+def with_plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[Registry]:
+    known = load([(Source("odd", "odd", "1"), _Point)])
+    assert not known.broken
+    monkeypatch.setattr(session, "registry", lambda: known)
+    yield known
+    Plugin.values = None
+
+
+def test_masked_gradients_show_at_every_budget_of_a_sweep():
+    result = advplug.evaluate(Stairs(), "pgd:steps=5", dataset=(X, Y), eps=["1/50", "1/40", "1/30", "1/20"])
+    assert [t.verdict for t in result.threats] == ["not trustworthy"] * 4
+    assert all("zero-gradients" in [f.name for f in c.flags] for c in result.cells)
+
+
+@pytest.mark.parametrize(
+    "wrong", [float("nan"), 0.5, np.float32(1), "many", Estimate(float("inf"), None, None, 3)], ids=repr
+)
+@pytest.mark.usefixtures("with_plugin")
+def test_a_metric_that_returns_nonsense_costs_its_value_only(wrong: Any):
+    Plugin.values = wrong
+    (cell,) = advplug.evaluate(Net(), "fgsm", dataset=(X, Y), eps="1/50").cells
+    assert cell.status == "ok"
+    assert cell.metrics["odd"] is None
+    assert any("metric 'odd' failed" in note for note in cell.notes)
+
+
+def test_the_name_of_a_strong_attack_is_no_evidence():
+    verdicts = [
+        advplug.evaluate(Net(), f"apgd:steps={steps}", dataset=(X, Y), eps="1/50").threats[0].verdict
+        for steps in (1, 20, 100)
+    ]
+    assert verdicts == ["upper bound", "upper bound", "trusted"]
+
+
+def test_what_one_image_a_pass_cannot_show_is_unchecked():
+    (threat,) = advplug.evaluate(Net(), "pgd:steps=3", dataset=(X, Y), eps="1/50", batch_size=1, n=20).threats
+    assert threat.unchecked == ("batch-dependent",)
+
+
+def test_without_an_audit_earlier_ones_do_not_count(tmp_path: Path):
+    def run(audit: Any) -> tuple[str, ...]:
+        result = advplug.evaluate(Net(), "fgsm", dataset=(X, Y), eps="1/50", output=tmp_path, audit=audit)
+        return result.threats[0].unchecked
+
+    assert "batch-dependent" not in run("quick")
+    assert "batch-dependent" in run("none")
+
+
+@pytest.mark.usefixtures("with_plugin")
+def test_images_that_a_randomised_victim_mostly_gets_wrong_are_attacked_too():
+    some = X[Y > 0], Y[Y > 0]
+    bare, defended = advplug.evaluate(Net(), "pgd:steps=10,draws=8", "coin", dataset=some, eps="1/4").cells
+    assert bare.metrics["robust_accuracy"].value == 0
+    assert defended.metrics["clean_accuracy"].value == pytest.approx(0.3, abs=0.1)
+    assert defended.metrics["adaptive_robust_accuracy"].value < 0.1
+
+
+def test_noise_keeps_to_the_batch_size():
+    sizes = []
+
+    class Counted(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            sizes.append(len(x))
+            return super().forward(x)
+
+    victim = Victim(Counted(), 4, batch_size=7)
+    batch = Batch(X, Y, torch.arange(len(X)))
+    noise(draws=2)(victim, batch, Threat(Ball("linf", Fraction(1, 50))), Stream(0))
+    assert max(sizes) == 7
+
+
+@pytest.mark.parametrize("twice", ["eps=1/10,eps=1/5", "target=1,target=2", "norm=l2,norm=linf"])
+def test_a_part_of_the_threat_given_twice_is_refused(twice: str):
+    with pytest.raises(UsageError, match="is given twice"):
+        advplug.evaluate(Net(), f"pgd:{twice}", dataset=(X, Y))
+
+
+def test_a_target_that_only_looks_like_a_number():
+    with pytest.raises(UsageError, match="or a class number"):
+        advplug.evaluate(Net(), "pgd:target='²'", dataset=(X, Y))
+
+
+def test_fresh_deletes_nothing_of_the_users(tmp_path: Path):
+    (tmp_path / "crafted" / "folder").mkdir(parents=True)
+    mine, ours = tmp_path / "crafted" / "mine.txt", tmp_path / "crafted" / "0a-1_10.npy"
+    mine.touch()
+    ours.touch()
+    Store(tmp_path, fresh=True).close()
+    assert mine.exists()
+    assert not ours.exists()
+
+
+def test_the_exact_test_of_thousands_of_pairs_takes_no_time():
+    assert paired_p_value(5000, 5000) == pytest.approx(0.504, abs=1e-3)
+    assert paired_p_value(3, 20_000) == 1
+    assert paired_p_value(8, 1) == pytest.approx(10 / 512)
+
+
+@pytest.mark.parametrize("text", ["MPS backend out of memory (MPS allocated: 9 GB)", "CUBLAS_STATUS_ALLOC_FAILED when"])
+def test_running_out_of_memory_is_seen_on_every_backend(text: str):
+    assert out_of_memory(RuntimeError(text))
+
+
+@pytest.mark.usefixtures("with_plugin")
+def test_the_least_likely_class_of_another_model_is_no_target():
+    defended = advplug.evaluate(Net(), "pgd:steps=3,target=least-likely", "coin", dataset=(X, Y), eps="1/50").cells[1]
+    assert defended.metrics["static_robust_accuracy"] is None
+    assert defended.metrics["bare_robust_accuracy"] is not None
