@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 
 import advplug
-from advplug import contracts, session
+from advplug import contracts, runner, session
 from advplug.builtin.noise import noise
 from advplug.contracts import Ball, Batch, Threat
 from advplug.decisions import out_of_memory
-from advplug.errors import UsageError
+from advplug.errors import CellFailure, UsageError
 from advplug.estimate import Estimate, paired_p_value
 from advplug.registry import Registry, Source, load
 from advplug.rng import Stream
 from advplug.store import Store
+from advplug.table import grid
 from advplug.victim import Victim
 
 DRAWS = torch.Generator().manual_seed(0)
@@ -187,3 +188,44 @@ def test_the_least_likely_class_of_another_model_is_no_target():
     defended = advplug.evaluate(Net(), "pgd:steps=3,target=least-likely", "coin", dataset=(X, Y), eps="1/50").cells[1]
     assert defended.metrics["static_robust_accuracy"] is None
     assert defended.metrics["bare_robust_accuracy"] is not None
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Conditions under which a sweep fails."""
+    conditions: list[Any] = []
+    real = runner.run_sweep
+
+    def run(sweep: Any, *rest: Any) -> Any:
+        if any(condition(sweep) for condition in conditions):
+            raise CellFailure("planted")
+        return real(sweep, *rest)
+
+    monkeypatch.setattr(runner, "run_sweep", run)
+    return conditions
+
+
+@pytest.mark.usefixtures("with_plugin")
+def test_the_static_attack_comes_once_the_baseline_has_succeeded(tmp_path: Path, failing: list[Any]):
+    def run() -> Any:
+        return advplug.evaluate(Net(), "pgd:steps=3", "coin", dataset=(X, Y), eps="1/50", output=tmp_path)
+
+    failing.append(lambda sweep: not sweep.victim.defense)
+    assert [c.status for c in run().cells] == ["failed", "ok"]
+    failing.clear()
+    first = run()
+    assert [c.status for c in first.cells] == ["ok", "ok"]
+    assert first.cells[1].metrics["static_robust_accuracy"] is not None
+    failing.append(lambda sweep: True)
+    assert run().to_json()["cells"] == first.to_json()["cells"]
+
+
+def test_a_group_in_which_an_attack_failed_is_not_trusted(failing: list[Any]):
+    failing.append(lambda sweep: sweep.attack.label == "apgd-t")
+    (threat,) = advplug.evaluate(Net(), dataset=(X, Y), eps="1/50").threats
+    assert (threat.attacks, threat.verdict) == (("apgd",), "upper bound")
+
+
+def test_a_title_is_not_cut_into_words_to_fit_a_narrow_table():
+    title = "Attacks (dataset fake:n=20,train=40,size=16,classes=2, model cnn:epochs=1)"
+    assert grid(title, ["eps"], [["1/10"]]).splitlines()[0] == title

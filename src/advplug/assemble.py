@@ -115,7 +115,8 @@ def _threat_row(key: str, members: list[tuple[Sweep, Fraction]], stored: Stored,
     sweep, eps = members[0]
     findings = _findings(members, stored)
     dependent = stored.batch_dependent(sweep.victim.key)
-    group = Group(findings, stored.audit(key), dependent, defended=bool(sweep.victim.defense))
+    complete = len(findings) == len(members)
+    group = Group(findings, stored.audit(key), dependent, bool(sweep.victim.defense), complete)
     flags, unchecked = examine(group) if findings else ((), ())
     worst = _worst(findings)
     return ThreatRow(

@@ -60,12 +60,16 @@ class Audit:
 
 @dataclass(frozen=True)
 class Group:
-    """A victim under one threat: every attack that was run, the audit if there was one, facts of the victim."""
+    """A victim under one threat: every attack that was run, the audit if there was one, facts of the victim.
+
+    `complete` says that no attack that was asked for failed.
+    """
 
     findings: Sequence[Finding]
     audit: Audit | None = None
     batch_dependent: bool | None = None
     defended: bool = False
+    complete: bool = True
 
 
 def _inversion(weak: Array, strong: Array, what: str) -> Outcome:
@@ -291,12 +295,12 @@ def examine(group: Group, cell: bool = False) -> tuple[tuple[Flag, ...], tuple[s
 def verdict(group: Group, flags: Sequence[Flag], unchecked: Sequence[str]) -> Verdict | None:
     """How far the group's worst case can be believed; None where nothing was measured.
 
-    `not trustworthy`: a check of level error tripped. `trusted`: APGD-strength evidence and every check run
-    and passed. Otherwise an `upper bound`: a stronger attack may still lower the number.
+    `not trustworthy`: a check of level error tripped. `trusted`: APGD-strength evidence, no attack that failed,
+    and every check run and passed. Otherwise an `upper bound`: a stronger attack may still lower the number.
     """
     if not group.findings:
         return None
     if any(f.level == "error" for f in flags):
         return "not trustworthy"
     strong = any(f.strength is Strength.STRONG for f in group.findings)
-    return "trusted" if strong and not unchecked else "upper bound"
+    return "trusted" if strong and group.complete and not unchecked else "upper bound"

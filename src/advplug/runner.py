@@ -125,7 +125,7 @@ class Runner:
             self.usage_errors.append(str(error))
             self._fail(sweep, error)
         else:
-            self.store.put(sweep.key, cells)
+            self.store.put(sweep.key, cells, renew=self._lacks_static(sweep))
 
     def _fail(self, sweep: Sweep, error: AdvplugError) -> None:
         if os.environ.get("ADVPLUG_DEBUG"):
@@ -181,7 +181,7 @@ class Runner:
 
     def _wanted_as_static(self, sweep: Sweep) -> bool:
         """Whether an unfinished cell of a defended victim will be judged on this sweep's images."""
-        return any(not self._done(s) for s in self._dependents.get(sweep.key, ()))
+        return any(not self._done(s) or self._lacks_static(s) for s in self._dependents.get(sweep.key, ()))
 
     def _static(self, sweep: Sweep) -> Callable[[Fraction, int, int], Tensor] | None:
         base = self._baselines.get(sweep.key)
@@ -199,7 +199,16 @@ class Runner:
 
     def _done(self, sweep: Sweep) -> bool:
         cells = [self.store.cell(sweep.cell_key(eps)) for eps in sweep.budgets]
-        return all(c is not None and c.status == "ok" for c in cells)
+        if not all(c is not None and c.status == "ok" for c in cells):
+            return False
+        return not self._lacks_static(sweep) or self._static(sweep) is None
+
+    def _lacks_static(self, sweep: Sweep) -> bool:
+        """Whether the baseline had failed when these cells were computed."""
+        if sweep.key not in self._baselines:
+            return False
+        found = (self.store.evidence(sweep.cell_key(eps)) for eps in sweep.budgets)
+        return any(e is not None and e.static is None for e in found)
 
     def _cell(self, sweep: Sweep, eps: Fraction, status: Status, reason: str | None = None, **rest: Any) -> Cell:
         columns: dict[str, Any] = identity(sweep, eps)

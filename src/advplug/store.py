@@ -100,8 +100,8 @@ class Store:
                     self._db.execute("ROLLBACK")
                 raise
 
-    def put(self, sweep: str, cells: Sequence[tuple[Cell, Evidence | None]]) -> None:
-        """Writes cells at once; one that is `ok` already stays as it is."""
+    def put(self, sweep: str, cells: Sequence[tuple[Cell, Evidence | None]], renew: bool = False) -> None:
+        """Writes cells at once; one that is `ok` already stays as it is, unless it is to be renewed."""
         rows = [
             (c.key, sweep, c.status, json.dumps(asdict(c), allow_nan=False), e.to_bytes() if e else None)
             for c, e in cells
@@ -110,8 +110,8 @@ class Store:
             self._db.executemany(
                 "INSERT INTO cell (key, sweep, status, cell, evidence) VALUES (?, ?, ?, ?, ?) "
                 "ON CONFLICT (key) DO UPDATE SET status=excluded.status, cell=excluded.cell, "
-                "evidence=excluded.evidence, finished=excluded.finished WHERE cell.status != 'ok'",
-                rows,
+                "evidence=excluded.evidence, finished=excluded.finished WHERE cell.status != 'ok' OR ?",
+                [(*row, renew) for row in rows],
             )
 
     def cell(self, key: str) -> Cell | None:

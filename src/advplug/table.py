@@ -105,7 +105,7 @@ def grid(title: str, header: Row, rows: Sequence[Row]) -> str:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in header:
         table.add_column(name, justify="right" if "%" in name or name == "eps" else "left", no_wrap=True)
     for row in rows:
@@ -117,7 +117,8 @@ def grid(title: str, header: Row, rows: Sequence[Row]) -> str:
         40,
     )
     Console(file=buffer, width=width, color_system=None, legacy_windows=False).print(table)
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()).strip("\n")
+    # Above the table, not in it: there it would be wrapped to the width of a narrow table.
+    return "\n".join([title, *(line.rstrip() for line in buffer.getvalue().splitlines())]).strip("\n")
 
 
 def _remarks(result: RunResult) -> list[str]:
