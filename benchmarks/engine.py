@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 import engine_models as models
 from advplug import precision
+from advplug.allocator import keep_freed_memory
 from advplug.builtin import gradient
 from advplug.contracts import Ball, Batch, Threat
 from advplug.rng import Stream
@@ -251,6 +252,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE / "results" / "engine.json")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    keep_freed_memory()  # as every evaluation does; the other libraries profit alike
     if options.memory_of:
         memory_of(options.memory_of)
         return

@@ -232,6 +232,11 @@ def test_folder_is_split_by_name(pets, tmp_path):
     copy = make(f"folder:{other},size=12")
     assert copy.fingerprint() == source.fingerprint()
     assert np.array_equal(copy.load().test.index, data.test.index)
+    file = other / "dog" / "001.png"
+    kept = file.read_bytes()
+    file.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+    assert make(f"folder:{other},size=12").fingerprint() != source.fingerprint(), "an edit that keeps the size"
+    file.write_bytes(kept)
     (other / "dog" / "extra.png").write_bytes((pets / "dog" / "001.png").read_bytes())
     assert make(f"folder:{other},size=12").fingerprint() != source.fingerprint()
 

@@ -229,3 +229,31 @@ def test_a_group_in_which_an_attack_failed_is_not_trusted(failing: list[Any]):
 def test_a_title_is_not_cut_into_words_to_fit_a_narrow_table():
     title = "Attacks (dataset fake:n=20,train=40,size=16,classes=2, model cnn:epochs=1)"
     assert grid(title, ["eps"], [["1/10"]]).splitlines()[0] == title
+
+
+def test_a_users_model_is_known_by_the_modules_beside_it(tmp_path, monkeypatch):
+    from advplug.builtin.usercode import source_digest
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "top.py").write_text("import torch\nfrom middle import net\n")
+    (tmp_path / "middle.py").write_text("from layers.inner import net\n")
+    (tmp_path / "layers").mkdir()
+    (tmp_path / "layers" / "inner.py").write_text("net = 1\n")
+    (tmp_path / "stranger.py").write_text("x = 1\n")
+    before = source_digest("top")
+    (tmp_path / "stranger.py").write_text("x = 2\n")
+    assert source_digest("top") == before
+    (tmp_path / "layers" / "inner.py").write_text("net = 2\n")
+    assert source_digest("top") != before
+
+
+def test_provenance_says_where_and_how_a_cell_was_computed():
+    import advplug
+
+    x = torch.rand(20, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
+    result = advplug.evaluate(module, "pgd:steps=2", dataset=(x, torch.arange(20) % 2), audit="none")
+    computed = result.cells[0].provenance["computed"]
+    assert computed["device"] == "cpu"
+    assert computed["passes"] == "float32+contiguous"
+    assert computed["versions"]["torch"] == torch.__version__

@@ -203,8 +203,8 @@ def _evidence(
         rounded=rounded() if rounds else None,
         linf=Ball("linf", Fraction(1)).measure(batch.x, found.x).cpu().numpy(),
         l2=Ball("l2", Fraction(1)).measure(batch.x, found.x).cpu().numpy(),
-        violations=found.violations,
-        worst_violation=found.worst_violation,
+        violations=found.violations + (bare.violations if bare else 0),
+        worst_violation=max(found.worst_violation, bare.worst_violation if bare else 0.0),
         **found.trace,
     )
 

@@ -132,6 +132,12 @@ def spent(module: nn.Module, x: Tensor, seconds: float) -> None:
     _known(module, x).spent += seconds
 
 
+def chosen(module: nn.Module) -> str:
+    """How the module's attack passes run, where that was calibrated; otherwise `float32+contiguous`."""
+    modes = {str(known.mode) for known in _KNOWN.get(module, {}).values() if known.mode is not None}
+    return ", ".join(sorted(modes)) or str(PLAIN)
+
+
 def _known(module: nn.Module, x: Tensor) -> _Known:
     return _KNOWN.setdefault(module, {}).setdefault((tuple(x.shape[1:]), str(x.device)), _Known())
 

@@ -37,7 +37,8 @@ class Passes:
 
 @dataclass(frozen=True)
 class Seconds:
-    """Wall time by stage; training and defending are 0 where the weights came from the cache."""
+    """Wall time by stage. Training and defending are the victim's, repeated in each of its cells, and 0 where the
+    weights came from the cache or were only loaded."""
 
     train: float = 0.0
     defend: float = 0.0

@@ -29,9 +29,11 @@ from advplug.health import Audit, Group, examine
 from advplug.matrix import Sweep, VictimPlan
 from advplug.params import plain
 from advplug.pipeline import SweepResult, run_sweep
+from advplug.precision import chosen
 from advplug.registry import Registry
 from advplug.results import Cell, Passes, Seconds, Status
 from advplug.store import Store
+from advplug.versions import versions
 
 VICTIMS_KEPT = 3
 """Built victims held in memory: the baseline, the one at work, and one that an attack needs."""
@@ -249,7 +251,8 @@ class Runner:
         for sweep, eps in ((s, e) for s in sweeps for e in s.budgets):
             cell = self.store.cell(sweep.cell_key(eps))
             key = f"{level}:{sweep.threat_key(eps)}"
-            if cell is None or cell.status != "ok" or self.store.audit(key) is not None:
+            known = self.store.audit(f"full:{sweep.threat_key(eps)}") or self.store.audit(key)
+            if cell is None or cell.status != "ok" or known is not None:
                 continue
             try:
                 built, clean = self.victim(sweep.victim)
@@ -295,4 +298,5 @@ def _provenance(sweep: Sweep, built: Built, evidence: Evidence) -> dict[str, Any
         "images": {"n": evidence.n, "indices": ranges(evidence.index), "indices_sha256": indices},
         "weights_sha256": built.weights_sha256,
         "facts": plain(built.facts),
+        "computed": {"device": str(built.victim.device), "passes": chosen(built.victim.module), "versions": versions()},
     }

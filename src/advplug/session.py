@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from advplug import __version__
 from advplug.budgets import parse_budget
 from advplug.errors import UsageError
 from advplug.matrix import Axes, Bound, Sweep, bind, bind_stack, expand
 from advplug.parse import parse_reference, parse_stack
 from advplug.registry import Registry, registry
 from advplug.results import RunInfo, RunResult
+from advplug.versions import versions
 
 if TYPE_CHECKING:
     from advplug.runner import Progress
@@ -82,10 +80,12 @@ def execute(request: Request, sweeps: list[Sweep], progress: Progress | None = N
     Raises UsageError where nothing could be computed because of what was asked for; what is refused or failed
     is stored all the same.
     """
+    from advplug.allocator import keep_freed_memory
     from advplug.assemble import assemble
     from advplug.runner import Options, Runner, Silent, stored
     from advplug.store import Store
 
+    keep_freed_memory()
     options = Options(request.device, request.batch_size, request.audit, request.offline, request.cache)
     with ExitStack() as stack:
         folder = request.output or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="advplug-")))
@@ -99,14 +99,3 @@ def execute(request: Request, sweeps: list[Sweep], progress: Progress | None = N
     if impossible and all(c.status == "refused" or c.reason in runner.usage_errors for c in result.cells):
         raise UsageError(impossible[0])
     return result
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a number depends on."""
-    found = {"advplug": __version__, "python": platform.python_version()}
-    for name in ("torch", "torchvision", "numpy"):
-        found[name] = importlib.metadata.version(name)
-    for source in registry().sources:
-        if source.plugin != "builtin":
-            found[source.distribution] = source.version
-    return found

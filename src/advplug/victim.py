@@ -89,7 +89,8 @@ class Victim:
     def logits(self, x: Tensor) -> Tensor:
         """The deployed system's logits (B, K), in float32 (float64 for float64 input)."""
         self.passes.forward += len(x)
-        return _chain(self.module, [w.forward for w in self.wraps], self._decision_noise)(x)
+        with _full_float32(self.device):
+            return _chain(self.module, [w.forward for w in self.wraps], self._decision_noise)(x)
 
     @torch.no_grad()
     def decide(self, x: Tensor) -> Decision:
@@ -118,6 +119,20 @@ class Victim:
                 module.training = mode
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
+
+
+@contextmanager
+def _full_float32(device: torch.device) -> Iterator[None]:
+    """Decisions are float32: cuDNN would round convolutions to TF32's 10 bits."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def input_gradient(loss: Tensor, point: Tensor) -> Tensor:

@@ -286,12 +286,16 @@ def _diagnose(path: Path, error: Exception) -> str:
 # --- fingerprints ----------------------------------------------------------------------------------
 
 
+HASHED_BYTES = 256 * 2**20
+"""Folders up to this size are told apart by what their files hold."""
+
+
 def file_sha256(path: Path) -> str:
     """The sha256 of a file's bytes, kept in the process until size or time changes. Raises UsageError."""
     return _file_sha256(path, *stamp(path))
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache
 def _file_sha256(path: Path, size: int, modified: int) -> str:
     try:
         with path.open("rb") as file:
@@ -301,10 +305,16 @@ def _file_sha256(path: Path, size: int, modified: int) -> str:
 
 
 def listing_sha256(*listings: Listing) -> str:
-    """The sha256 of names and sizes: equal for copies of a folder, at the cost of a directory listing."""
+    """The sha256 of names and contents; above 256 MB, of names, sizes and times of change instead.
+
+    So a copy of a small folder is the same dataset, and a large one is not read through for a dry run.
+    """
     total = hashlib.sha256()
     for listing in listings:
+        small = sum(listing.sizes) <= HASHED_BYTES
         for name, size in zip(listing.names, listing.sizes, strict=True):
-            total.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
+            path = listing.root / name
+            told = file_sha256(path) if small else str(path.stat().st_mtime_ns)
+            total.update(f"{name}\0{size}\0{told}\n".encode("utf-8", "surrogateescape"))
         total.update(b"\0")
     return total.hexdigest()

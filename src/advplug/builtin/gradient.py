@@ -36,14 +36,9 @@ def _share(steps: int) -> float:
     return min(1.0, 2.5 / steps)
 
 
-def fgsm(
-    loss: LossName = "ce", draws: Draws = 1, keep_going: KeepGoing = False, precision: Precision = "auto"
-) -> GradientAttack:
+def fgsm(loss: LossName = "ce", draws: Draws = 1, keep_going: KeepGoing = False) -> GradientAttack:
     """One step of length eps from the clean image."""
-    return _make(
-        steps=1, fraction=1.0, start="clean", loss=loss, draws=draws, keep_going=keep_going,
-        precision=precision,
-    )  # fmt: skip
+    return _make(steps=1, fraction=1.0, start="clean", loss=loss, draws=draws, keep_going=keep_going)
 
 
 def ifgsm(
@@ -131,7 +126,9 @@ def apgd(
 def apgd_t(
     steps: Steps = 100,
     restarts: Restarts = 1,
-    n_targets: Annotated[int, Param("wrong classes to try, best-scoring first", ge=1)] = 9,
+    n_targets: Annotated[
+        int, Param("wrong classes to try, best-scoring first; with target= only that one is", ge=1)
+    ] = 9,
     draws: Draws = 1,
     precision: Precision = "auto",
 ) -> GradientAttack:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import importlib.util
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 def source_digest(module: str) -> str:
     """A SHA-256 over the code that `import module` would run first, found without running any.
 
-    The current folder comes before Python's own path. A package counts with all its Python files.
+    The current folder comes before Python's own path. A package counts with all its Python files, and so do
+    the modules beside it that it imports, and those that they import.
     Raises UsageError where there is no such module.
     """
     place: list[str] | None = [str(Path.cwd()), *sys.path]
@@ -36,13 +38,34 @@ def source_digest(module: str) -> str:
             raise UsageError(f"py:{module}: no module '{name}' in {Path.cwd()} or on Python's path{near}")
         place = list(spec.submodule_search_locations or [])
     assert spec is not None
-    files = [Path(spec.origin)] if spec.origin else []
+    files = _with_neighbours(Path(spec.origin)) if spec.origin else []
     for folder in spec.submodule_search_locations or []:
         files += Path(folder).rglob("*.py")
     state = hashlib.sha256()
     for file in sorted(set(files)):
         state.update(file.name.encode() + b"\0" + file.read_bytes())
     return state.hexdigest()
+
+
+def _with_neighbours(file: Path) -> list[Path]:
+    """The file and, of the modules it imports, those that lie in its own folder, all the way down."""
+    found, open_ends = {file}, [file]
+    while open_ends:
+        try:
+            tree = ast.parse(open_ends.pop().read_bytes())
+        except (SyntaxError, ValueError):  # importing it will say so
+            continue
+        for node in ast.walk(tree):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module] if node.module else names
+            for top in {name.partition(".")[0] for name in names}:
+                package = file.parent / top
+                near = [package.with_suffix(".py"), *(package.rglob("*.py") if package.is_dir() else ())]
+                fresh = {p for p in near if p.is_file()} - found
+                found |= fresh
+                open_ends += sorted(fresh)
+    return sorted(found)
 
 
 def build(source: str, info: DatasetInfo) -> nn.Module:
