@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 import engine_models as models
 from advplug import precision
-from advplug.allocator import keep_freed_memory
+from advplug.allocator import keep_freed_memory, release_freed_memory
 from advplug.builtin import gradient
 from advplug.contracts import Ball, Batch, Threat
 from advplug.rng import Stream
@@ -240,6 +240,7 @@ def memory_of(n: int) -> None:
         batch = models.batch(split, start, min(start + CHUNK, n))
         out = attack(victim_of(net), batch, linf(Fraction(8, 255)), Stream(0, "memory"))
         broken += int((~right(net, out.x, batch.y)).sum())
+        release_freed_memory()  # as an evaluation does
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 

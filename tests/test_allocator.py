@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from advplug.allocator import keep_freed_memory
+from advplug.allocator import keep_freed_memory, release_freed_memory
 
 COUNT = """
 import resource, sys, torch
@@ -35,3 +35,4 @@ def test_a_second_tensor_faults_in_no_pages():
 def test_other_systems_are_left_alone(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     assert keep_freed_memory() is False
+    assert release_freed_memory() is False

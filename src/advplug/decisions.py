@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from advplug.allocator import release_freed_memory
 from advplug.ball import project
 from advplug.contracts import Batch, Perturbation
 from advplug.data import Split
@@ -97,6 +98,7 @@ def clean_decisions(victim: Victim, split: Split, batching: Batching) -> Clean:
         right.append((labels == batch.y.cpu().numpy()[:, None]) & accepted)
         label.append(labels[:, 0])
         least.append(smallest)
+        release_freed_memory()
     return Clean(np.concatenate(right), np.concatenate(label), np.concatenate(least))
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from advplug.allocator import release_freed_memory
 from advplug.build import Built
 from advplug.contracts import Ball, Batch, EvasionAttack, Targeted, Threat, Trace
 from advplug.craft import checked, craft, targets
@@ -108,6 +109,7 @@ def run_sweep(
             )
             timing[eps].decide += time.perf_counter() - clock
         progress(len(chunk.batch))
+        release_freed_memory()
     if keep is not None:
         keep.finish()
     evidence = {eps: _concatenate(found) for eps, found in parts.items()}
