@@ -25,7 +25,7 @@ from advplug.losses import Loss, loss_named
 from advplug.rng import Stream
 from advplug.slots import Queue, Reading, Results, Slots, join, reading
 from advplug.steps import Adaptive, Momentum, Point, Steepest, StepRule
-from advplug.victim import Victim, input_gradient
+from advplug.victim import Victim, common_size, input_gradient
 
 LAST_SHARE = 0.25
 """The share of steps, at least 2, that survivors of reduced precision take in float32."""
@@ -240,14 +240,9 @@ class _Run:
         return reading(total_loss, total_gradient, votes > 0.5 * self.draws)
 
     def _padded(self, slots: Slots) -> Slots:
-        """The slots, with repeats up to one of few batch sizes.
-
-        Kernels are prepared anew for each size, and the memory of many sizes does not fit together again.
-        """
-        n, unit = len(slots), self.size // 8
-        if self.stay or n == self.size or unit < 2:
-            return slots
-        size = min(-(-n // unit) * unit, 1 << (n - 1).bit_length(), self.size)
+        """The slots, with repeats up to one of few batch sizes."""
+        n = len(slots)
+        size = n if self.stay else common_size(n, self.size)
         return slots if size <= n else slots.pick(torch.arange(size) % n)
 
     def _transformed(self, x: Tensor, slots: Slots, draw: int) -> Tensor:

@@ -135,6 +135,15 @@ def _full_float32(device: torch.device) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before
 
 
+def common_size(n: int, most: int) -> int:
+    """`n` images or a few more: one of few batch sizes up to `most`.
+
+    Kernels are prepared anew for each size, and the memory of many sizes does not fit together again.
+    """
+    unit = most // 8
+    return n if n >= most or unit < 2 else min(-(-n // unit) * unit, 1 << (n - 1).bit_length(), most)
+
+
 def input_gradient(loss: Tensor, point: Tensor) -> Tensor:
     """The gradient of the summed `loss` at `point`; zero, and so seen to vanish, where the model cut the graph."""
     if not loss.requires_grad:
