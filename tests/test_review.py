@@ -257,3 +257,12 @@ def test_provenance_says_where_and_how_a_cell_was_computed():
     assert computed["device"] == "cpu"
     assert computed["passes"] == "float32+contiguous"
     assert computed["versions"]["torch"] == torch.__version__
+
+
+def test_a_defense_stacked_twice_reports_both_times():
+    result = advplug.evaluate(
+        "cnn:epochs=1", "fgsm", "prune:epochs=0+prune:epochs=0", dataset="fake", n=8, baseline=False, audit="none"
+    )
+    first, second = result.cells[0].provenance["facts"].items()
+    assert (first[0], second[0]) == ("prune:epochs=0", "prune:epochs=0 #2")
+    assert second[1]["parameters_before"] == first[1]["parameters_after"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -13,7 +13,7 @@ from advplug.contracts import Access, AttackCaps, Strength
 from advplug.estimate import Estimate, paired_difference
 from advplug.evidence import Array, Evidence, worst_case
 from advplug.health import Audit, Finding, Group, examine, verdict
-from advplug.matrix import Bound, Sweep, VictimPlan
+from advplug.matrix import Bound, Sweep
 from advplug.results import Cell, RunInfo, RunResult, ThreatRow
 
 
@@ -73,8 +73,6 @@ def assemble(sweeps: Sequence[Sweep], stored: Stored, info: RunInfo) -> RunResul
 
 def _relabelled(sweep: Sweep, eps: Fraction, cell: Cell) -> Cell:
     """A cell stored under another spelling of the same recipe appears as this run spelled it."""
-    from dataclasses import replace
-
     return replace(cell, attack=sweep.attack.label, **identity(sweep, eps))  # type: ignore[arg-type]
 
 
@@ -100,15 +98,9 @@ class _Baselines:
     stored: Stored
 
     def worst(self, sweep: Sweep, eps: Fraction) -> Array | None:
-        undefended = _with_victim(sweep, sweep.victim.baseline)
+        undefended = replace(sweep, victim=sweep.victim.baseline)
         members = self.groups.get(undefended.threat_key(eps), [])
         return _worst(_findings(members, self.stored))
-
-
-def _with_victim(sweep: Sweep, victim: VictimPlan) -> Sweep:
-    from dataclasses import replace
-
-    return replace(sweep, victim=victim)
 
 
 def _threat_row(key: str, members: list[tuple[Sweep, Fraction]], stored: Stored, baselines: _Baselines) -> ThreatRow:

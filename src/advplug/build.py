@@ -108,7 +108,9 @@ class Builder:
                 chain = chain.extended(tune=plain(bound.recipe))
                 tuned = self._tune(plan, info, data, model, chain, bound, stage)
                 model, defend = tuned.model, defend + tuned.seconds
-                facts |= {bound.label: tuned.facts} if tuned.facts else {}
+                times = sum(told.partition(" #")[0] == bound.label for told in facts)
+                name = f"{bound.label} #{times + 1}" if times else bound.label
+                facts |= {name: tuned.facts} if tuned.facts else {}
         model = model.to(self.device).eval()
         wraps = tuple(stage for _, stage in stages if isinstance(stage, Wrap))
         victim = Victim(model, len(info.classes), wraps, self.device, Stream(plan.seed, f"victim/{plan.key}"))
