@@ -120,7 +120,7 @@ def victim_net() -> nn.Module:
 def trained_net() -> nn.Module:
     """The small net, adversarially trained for a few minutes, from the user's cache after the first time."""
     kind = "cifar10" if folder() else "digits"
-    return _cached(f"{kind}-adversarial", lambda net: _train(net, epochs=8, adversarial=True))
+    return _cached(f"{kind}-adversarial", lambda net: _train(net, epochs=5, adversarial=True))
 
 
 def _cached(key: str, train: object) -> nn.Module:

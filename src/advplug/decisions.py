@@ -12,11 +12,11 @@ from torch import Tensor
 
 from advplug.allocator import release_freed_memory
 from advplug.ball import project
-from advplug.contracts import Batch, Decision, Perturbation
+from advplug.contracts import Batch, Perturbation
 from advplug.data import Split
 from advplug.errors import AdvplugError, CellFailure
 from advplug.evidence import Array
-from advplug.victim import Victim, common_size
+from advplug.victim import Victim, decide_padded
 
 CHUNK = 512
 """Images an attack gets at once: enough to keep its batches full, few enough to bound memory."""
@@ -69,7 +69,7 @@ def decide(victim: Victim, x: Tensor, batching: Batching, draws: int) -> tuple[A
     def work(size: int) -> tuple[Array, Array, Array]:
         labels, accepted, least = [], [], []
         for part in torch.split(x, size):
-            made = [_decided(victim, part, size) for _ in range(draws)]
+            made = [decide_padded(victim, part, size) for _ in range(draws)]
             labels.append(torch.stack([d.label for d in made], 1))
             accepted.append(torch.stack([d.accepted for d in made], 1))
             scores = made[0].scores
@@ -83,17 +83,6 @@ def decide(victim: Victim, x: Tensor, batching: Batching, draws: int) -> tuple[A
             raise
         except Exception as error:  # the model may be the user's own
             raise CellFailure(f"the model raised {type(error).__name__}: {' '.join(str(error).split())}") from error
-
-
-def _decided(victim: Victim, x: Tensor, most: int) -> Decision:
-    """The victim's answers; where nothing depends on the rest of the batch, it is filled up with repeats."""
-    n = len(x)
-    size = n if victim.stochastic or victim.batch_dependent else common_size(n, most)
-    if size <= n:
-        return victim.decide(x)
-    made = victim.decide(x[torch.arange(size, device=x.device) % n])
-    scores = None if made.scores is None else made.scores[:n]
-    return Decision(made.label[:n], made.accepted[:n], scores)
 
 
 def draws_of(victim: Victim) -> int:

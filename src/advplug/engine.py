@@ -25,7 +25,7 @@ from advplug.losses import Loss, loss_named
 from advplug.rng import Stream
 from advplug.slots import Queue, Reading, Results, Slots, join, reading
 from advplug.steps import Adaptive, Momentum, Point, Steepest, StepRule
-from advplug.victim import Victim, common_size, input_gradient
+from advplug.victim import Victim, common_size, decide_padded, input_gradient
 
 LAST_SHARE = 0.25
 """The share of steps, at least 2, that survivors of reduced precision take in float32."""
@@ -90,7 +90,7 @@ class _Run:
         self.proxy = any(w.surrogates or w.accepts is not None for w in victim.wraps) and not self.noisy
         self.rule = self._rule()
         self.results = Results.blank(batch, self.steps)
-        self.size = max(1, victim.batch_size)
+        self.size = max(1, min(victim.batch_size, 1 << (len(batch) - 1).bit_length()))
         self.early: list[Tensor] = []
         self.view = 0
         self.run = 0
@@ -271,7 +271,7 @@ class _Run:
         if not len(rows):
             return fooled
         some = slots.pick(rows)
-        answer = self.victim.decide(some.x)
+        answer = decide_padded(self.victim, some.x, self.size)
         wanted = answer.label == some.target if self.targeted else answer.label != some.y
         agreed = torch.zeros_like(fooled)
         agreed[rows] = (wanted & answer.accepted).cpu()
@@ -325,7 +325,7 @@ class _Run:
         for part in torch.split(rows, self.size) if len(rows) else ():
             there = part.to(self.batch.x.device)
             clean = self.batch.x[there]
-            answer = self.victim.decide(clean)
+            answer = decide_padded(self.victim, clean, self.size)
             if self.targeted and self.batch.target is not None:
                 hit = answer.label == self.batch.target[there]
             else:

@@ -136,12 +136,25 @@ def _full_float32(device: torch.device) -> Iterator[None]:
 
 
 def common_size(n: int, most: int) -> int:
-    """`n` images or a few more: one of few batch sizes up to `most`.
+    """`n` images or a few more: `most`, or one of its halves down to a thirty-second.
 
-    Kernels are prepared anew for each size, and the memory of many sizes does not fit together again.
+    Kernels are prepared and kept for each size, several megabytes a network and size, so sizes are few.
     """
-    unit = most // 8
-    return n if n >= most or unit < 2 else min(-(-n // unit) * unit, 1 << (n - 1).bit_length(), most)
+    size = most
+    while size // 2 >= max(n, most // 32, 1):
+        size //= 2
+    return max(n, size)
+
+
+def decide_padded(victim: Victim, x: Tensor, most: int) -> Decision:
+    """The victim's answers; where nothing depends on the rest of the batch, it is filled up with repeats."""
+    n = len(x)
+    size = n if victim.stochastic or victim.batch_dependent else common_size(n, most)
+    if size <= n:
+        return victim.decide(x)
+    made = victim.decide(x[torch.arange(size, device=x.device) % n])
+    scores = None if made.scores is None else made.scores[:n]
+    return Decision(made.label[:n], made.accepted[:n], scores)
 
 
 def input_gradient(loss: Tensor, point: Tensor) -> Tensor:
