@@ -68,8 +68,8 @@ def _probe(
         if mask.any():
             todo = batch.take(torch.from_numpy(mask).to(batch.y.device))
             victim.reseed("audit", name, start)
-            x, _ = craft(attack, victim, todo, threat, stream, batching, f"audit probe '{name}'")
-            x, _, _ = checked(x, todo, threat)
+            made = craft(attack, victim, todo, threat, stream, batching, f"audit probe '{name}'")
+            x, _, _ = checked(made, todo, threat)
             success[mask] = succeeds(victim, x, todo, batching, draws_of(victim)).mean(axis=1) > 0.5
         broken.append(success)
     return np.concatenate(broken) if broken else np.zeros(0, dtype=bool)

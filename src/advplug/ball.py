@@ -1,7 +1,7 @@
 """Norm balls inside the unit box: distance, membership, projection, random starts, steepest directions.
 
 Images are (B, ...) tensors in [0, 1], float32 or float64; every result has the input's dtype and device.
-Norms are 'linf', 'l2' and 'l1'.
+Norms are 'linf', 'l2' and 'l1', and the count of changed pixels 'l0' for everything but steps and starts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SPARSITY = 0.01
 """Share of coordinates that an L1 step changes (Tramer and Boneh 2019, arXiv 1904.13000: the top 1 %)."""
 
 _TINY = 1e-30
-_ORDER = {"linf": math.inf, "l2": 2.0, "l1": 1.0}
+_ORDER = {"linf": math.inf, "l2": 2.0, "l1": 1.0, "l0": 0.0}
 
 
 def order(norm: str) -> float:
@@ -38,9 +38,16 @@ def columns(values: Tensor, like: Tensor) -> Tensor:
 
 
 def size(change: Tensor, norm: str) -> Tensor:
-    """The norm of each change, (B,)."""
+    """The norm of each change, (B,); L0 counts the pixels that changed in any channel."""
+    if norm == "l0":
+        return (_strength(change) > TOLERANCE).sum(1).to(change.dtype)
     length: Tensor = torch.linalg.vector_norm(change.flatten(1), order(norm), dim=1)
     return length
+
+
+def _strength(change: Tensor) -> Tensor:
+    """The largest change of each pixel over its channels, (B, pixels); vectors are pixels of one channel."""
+    return (change.abs().amax(1) if change.dim() > 2 else change.abs()).flatten(1)
 
 
 def distance(x: Tensor, x_adv: Tensor, norm: str) -> Tensor:
@@ -59,7 +66,8 @@ def project(x: Tensor, x_adv: Tensor, norm: str, eps: float) -> Tensor:
     """x_adv moved into the ball around x and into [0, 1].
 
     L-inf and L1 give the nearest point of the intersection (L1: Croce and Hein 2021, arXiv 2103.01208);
-    L2 scales, then clips, which stays inside because x is in the box. Points already inside stay put.
+    L2 scales, then clips, which stays inside because x is in the box; L0 keeps the pixels that changed most.
+    Points already inside stay put.
     """
     if norm == "linf":
         return torch.clamp(x_adv, x - eps, x + eps).clamp_(0, 1)
@@ -72,11 +80,23 @@ def project(x: Tensor, x_adv: Tensor, norm: str, eps: float) -> Tensor:
         return moved.clamp_(0, 1)
     order(norm)
     clipped = x_adv.clamp(0, 1)
+    if norm == "l0":
+        return _keep_strongest(x, clipped, int(eps))
     outside = distance(x, clipped, "l1") > eps
     if bool(outside.any()):
         rows = outside.nonzero().flatten()
         clipped[rows] = _project_l1(x[rows], x_adv[rows], eps)
     return clipped
+
+
+def _keep_strongest(x: Tensor, x_adv: Tensor, count: int) -> Tensor:
+    """x_adv at the `count` pixels that changed most, x elsewhere."""
+    strength = _strength(x_adv - x)
+    top = strength.topk(min(count, strength.shape[1]), dim=1).indices
+    kept = torch.zeros_like(strength, dtype=torch.bool).scatter_(1, top, value=True)
+    kept &= strength > TOLERANCE
+    mask = kept.view(len(x), 1, *x.shape[2:]) if x.dim() > 2 else kept
+    return torch.where(mask, x_adv, x)
 
 
 def _project_l1(x: Tensor, x_adv: Tensor, eps: float) -> Tensor:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from advplug.contracts import NORMS, Norm
+from advplug.contracts import Norm
 from advplug.errors import UsageError, did_you_mean
 from advplug.params import fraction
+from advplug.perturbations import CUSTOMARY, SETS
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,9 @@ def parse_budget(text: str) -> Budget:
     """Raises UsageError for anything that is no radius: `8/0`, `nan`, negative, `linf:2`."""
     norm, colon, number = text.strip().rpartition(":")
     norm = norm.strip().lower()
-    if colon and norm not in NORMS:
+    if colon and norm not in SETS:
         raise UsageError(
-            f"eps '{text}': no norm is called '{norm}'{did_you_mean(norm, NORMS)}; norms: {', '.join(NORMS)}"
+            f"eps '{text}': no norm is called '{norm}'{did_you_mean(norm, SETS)}; norms: {', '.join(SETS)}"
         )
     # A bare radius has no norm yet: whether it is too large is known once an attack takes it.
     return Budget(check_eps(text, _fraction(text, number), norm or "l2"), norm or None)
@@ -41,6 +42,12 @@ def check_eps(text: str, eps: Fraction, norm: Norm) -> Fraction:
     if norm == "linf" and eps > 1:
         hint = f"did you mean {eps}/255?" if eps <= 255 else "write it like 8/255"
         raise UsageError(f"eps '{text}': pixels lie in [0, 1], an L-inf budget above 1 has no meaning; {hint}")
+    if norm == "l0" and eps.denominator != 1:
+        raise UsageError(f"eps '{text}': an L0 budget is a number of pixels; write it like l0:10")
+    if norm in ("spatial", "patch") and eps > 1:
+        raise UsageError(f"eps '{text}': a {norm} budget is a share between 0 and 1; write it like {norm}:0.5")
+    if norm == "unrestricted" and eps != 1:
+        raise UsageError(f"eps '{text}': unrestricted changes have no size; the only budget is unrestricted:1")
     return eps
 
 
@@ -64,9 +71,9 @@ def resolve(budget: Budget, norms: frozenset[Norm], explicit: Norm | None = None
 
 def customary(budgets: Mapping[Norm, Fraction], norms: frozenset[Norm], explicit: Norm | None = None) -> Budget:
     """The dataset's customary budget in `explicit`, or in the first norm that the attack supports."""
-    order = [explicit] if explicit else [n for n in NORMS if n in norms]
+    order = [explicit] if explicit else [n for n in SETS if n in norms]
     for norm in order:
-        if norm in budgets:
-            return Budget(budgets[norm], norm)
+        if norm in budgets or norm in CUSTOMARY:
+            return Budget(budgets[norm] if norm in budgets else CUSTOMARY[norm], norm)
     wanted = " or ".join(order)
     raise UsageError(f"this dataset has no customary budget in {wanted}; give one, like -e {order[0]}:0.5")

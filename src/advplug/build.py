@@ -113,7 +113,8 @@ class Builder:
                 facts |= {name: tuned.facts} if tuned.facts else {}
         model = model.to(self.device).eval()
         wraps = tuple(stage for _, stage in stages if isinstance(stage, Wrap))
-        victim = Victim(model, len(info.classes), wraps, self.device, Stream(plan.seed, f"victim/{plan.key}"))
+        stream = Stream(plan.seed, f"victim/{plan.key}")
+        victim = Victim(model, len(info.classes), wraps, self.device, stream, key=plan.key)
         split, notes = subset(dataset.test, limit)
         return Built(victim, split, plan.seed, weights_hash(model), facts, notes, trained.seconds, defend)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from advplug.params import Param, ParamSpec
 from advplug.parse import Reference, Stack, VictimRef
+from advplug.perturbations import Ball, MinimumNorm, Perturbation
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,15 +26,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Access", "AttackCaps", "Ball", "Batch", "Crafted", "DatasetCaps", "DatasetInfo", "DatasetSource",
-    "Decision", "Defense", "DefenseCaps", "EvasionAttack", "Goal", "Gradient", "Metric", "MetricCaps",
+    "Decision", "Defense", "DefenseCaps", "EvasionAttack", "Goal", "Gradient", "Metric", "MetricCaps", "MinimumNorm",
     "ModelCaps", "ModelSource", "Norm", "Objective", "Param", "ParamSpec", "Perturbation", "Reference",
     "Schedule", "Spec", "Stack", "Stage", "Strength", "Targeted", "Threat", "Trace", "TrainingData", "Tune",
     "Tuned", "Untargeted", "VictimRef", "Wrap",
 ]  # fmt: skip
 
 Norm: TypeAlias = str
-"""'linf', 'l2' or 'l1'."""
-NORMS = ("linf", "l2", "l1")
+"""One of `perturbations.SETS`: 'linf', 'l2', 'l1', 'l0', 'spatial', 'patch' or 'unrestricted'."""
 
 
 # --- threats ---------------------------------------------------------------------------------------
@@ -63,40 +63,6 @@ class Strength(IntEnum):
     ONE_STEP = 1
     ITERATIVE = 2
     STRONG = 3
-
-
-class Perturbation(Protocol):
-    """A set of allowed changes to an image."""
-
-    @property
-    def norm(self) -> Norm: ...
-    @property
-    def eps(self) -> Fraction: ...
-    def measure(self, x: Tensor, x_adv: Tensor) -> Tensor:
-        """The size of each change, shape (B,)."""
-        ...
-
-    def check(self, x: Tensor, x_adv: Tensor) -> Tensor:
-        """True (B,) where the change is allowed, within one fixed tolerance."""
-        ...
-
-
-@dataclass(frozen=True)
-class Ball:
-    """All images within distance `eps` of the clean one, in L-inf, L2 or L1, inside [0, 1]."""
-
-    norm: Norm
-    eps: Fraction
-
-    def measure(self, x: Tensor, x_adv: Tensor) -> Tensor:
-        from advplug.ball import distance
-
-        return distance(x, x_adv, self.norm)
-
-    def check(self, x: Tensor, x_adv: Tensor) -> Tensor:
-        from advplug.ball import inside
-
-        return inside(x, x_adv, self.norm, float(self.eps))
 
 
 @dataclass(frozen=True)
@@ -190,32 +156,41 @@ class Decision:
 
 @dataclass(frozen=True)
 class Trace:
-    """How an attack went, per image; every tensor is (B,) on the CPU, `loss_path` (B, steps + 1) with NaN
-    after an image was solved.
+    """How an attack went, per image, as far as it knows; every tensor is (B,) on the CPU, `loss_path` (B, steps + 1)
+    with NaN after an image was solved.
 
     `any_iterate`: fooled at some iterate; `final_iterate`: fooled at the last one. `zero_gradient` and
-    `nonfinite` count steps whose gradient vanished or was not finite.
+    `nonfinite` count steps whose gradient vanished or was not finite. `queries` counts the images that the victim
+    was asked for.
     """
 
-    any_iterate: Tensor
-    final_iterate: Tensor
-    steps: Tensor
-    zero_gradient: Tensor
-    nonfinite: Tensor
+    any_iterate: Tensor | None = None
+    final_iterate: Tensor | None = None
+    steps: Tensor | None = None
+    zero_gradient: Tensor | None = None
+    nonfinite: Tensor | None = None
     loss_path: Tensor | None = None
     queries: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Crafted:
-    """An attack's output: images of the shape of the input, and how it got there."""
+    """An attack's output: images of the shape of the input, and how it got there.
+
+    `applied` (B, ...) is what was done to each image, for perturbation sets that cannot be read off the images.
+    """
 
     x: Tensor
     trace: Trace | None = None
+    applied: Tensor | None = None
 
 
 class EvasionAttack(Protocol):
-    """Returns changed images; the engine, not the attack, decides which of them succeed."""
+    """Returns changed images; the engine, not the attack, decides which of them succeed.
+
+    An attack whose perturbation set has parameters of its own also has a method
+    `perturbation(norm, eps) -> Perturbation`.
+    """
 
     def __call__(self, victim: Victim, batch: Batch, threat: Threat, rng: Stream) -> Crafted: ...
 
@@ -369,7 +344,13 @@ class Metric(Protocol):
 
 @dataclass(frozen=True)
 class AttackCaps:
-    """What an attack can do. `min_classes` is the smallest class count it is defined for."""
+    """What an attack can do.
+
+    `min_classes` and `max_classes` bound the class counts it is defined for, `channels` the images' channels
+    (None: any). `minimum_norm`: it seeks the smallest change, so one run answers for every budget.
+    `per_batch`: its random draws are shared by a batch, so results depend on the batch size. `threat` names the
+    parameters that describe the perturbation set rather than the attack.
+    """
 
     access: Access
     norms: frozenset[Norm]
@@ -378,6 +359,11 @@ class AttackCaps:
     stochastic: bool = False
     warm_start: bool = False
     min_classes: int = 2
+    max_classes: int | None = None
+    channels: tuple[int, ...] | None = None
+    minimum_norm: bool = False
+    per_batch: bool = False
+    threat: tuple[str, ...] = ()
     modality: str = "image"
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from advplug.ball import project
-from advplug.contracts import Batch, EvasionAttack, Targeted, Threat, Trace
+from advplug.contracts import Ball, Batch, Crafted, EvasionAttack, MinimumNorm, Targeted, Threat
 from advplug.decisions import Batching
 from advplug.errors import AdvplugError, CellFailure
 from advplug.evidence import Array
@@ -36,38 +36,44 @@ def craft(
     stream: Stream,
     batching: Batching,
     label: str,
-) -> tuple[Tensor, Trace | None]:
+) -> Crafted:
     """Calls the attack with everything it might disturb put back afterwards. Raises CellFailure."""
 
-    def work(size: int) -> tuple[Tensor, Trace | None]:
+    def work(size: int) -> Crafted:
         victim.batch_size = size
-        crafted = attack(victim, batch, threat, stream)
-        return crafted.x, crafted.trace
+        return attack(victim, batch, threat, stream)
 
     try:
         with isolated(victim.module, stream):
-            x, trace = batching.run(work)
+            crafted = batching.run(work)
     except (AdvplugError, KeyboardInterrupt):
         raise
     except Exception as error:  # whatever an attack raises is the failure of its cell only
         raise CellFailure(f"{label} raised {type(error).__name__}: {' '.join(str(error).split())}") from error
+    x = crafted.x
     if not isinstance(x, Tensor) or x.shape != batch.x.shape:
         shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise CellFailure(f"{label} returned {shape}, expected images of shape {tuple(batch.x.shape)}")
     bad = int((~x.isfinite()).flatten(1).any(1).sum())
     if bad:
         raise CellFailure(f"{label} returned NaN or infinite pixels in {bad} of {len(x)} images")
-    return x.detach().to(batch.x), trace
+    return Crafted(x.detach().to(batch.x), crafted.trace, crafted.applied)
 
 
-def checked(x_adv: Tensor, batch: Batch, threat: Threat) -> tuple[Tensor, int, float]:
-    """The images projected into the perturbation set, how many lay outside, and by how much at most."""
-    ball = threat.perturbation
-    outside = ~ball.check(batch.x, x_adv)
+def checked(crafted: Crafted, batch: Batch, threat: Threat) -> tuple[Tensor, int, float]:
+    """The images inside the perturbation set, how many lay outside, and by how much at most.
+
+    Those outside a norm ball are projected into it; other sets have no nearest point, and the clean image stands
+    in for what left them.
+    """
+    allowed, x_adv = threat.perturbation, crafted.x
+    outside = ~allowed.check(batch.x, x_adv, crafted.applied)
     worst = 0.0
     if outside.any():
-        excess = ball.measure(batch.x, x_adv) - threat.eps
+        excess = allowed.measure(batch.x, x_adv, crafted.applied) - threat.eps
         beyond = torch.stack([-x_adv.flatten(1).amin(1), x_adv.flatten(1).amax(1) - 1, excess]).amax(0)
         worst = float(beyond[outside].max())
-        x_adv = torch.where(outside[:, None, None, None], project(batch.x, x_adv, ball.norm, threat.eps), x_adv)
+        ball = isinstance(allowed, Ball) and not isinstance(allowed, MinimumNorm)
+        instead = project(batch.x, x_adv, allowed.norm, threat.eps) if ball else batch.x
+        x_adv = torch.where(outside[:, None, None, None], instead, x_adv)
     return x_adv.clamp(0, 1), int(outside.sum()), worst

@@ -16,6 +16,7 @@ from advplug.contracts import Batch, Perturbation
 from advplug.data import Split
 from advplug.errors import AdvplugError, CellFailure
 from advplug.evidence import Array
+from advplug.perturbations import LP
 from advplug.victim import Victim, decide_padded
 
 CHUNK = 512
@@ -124,10 +125,13 @@ def succeeds_in_8_bits(
     """
     success = np.zeros((len(batch), draws), dtype=bool)
     left = np.ones(len(batch), dtype=bool)
-    for push in PUSHES:
+    pushes = PUSHES if ball.norm in LP else PUSHES[:1]
+    for push in pushes:
         rows = torch.from_numpy(left).to(x_adv.device)
         part = batch.take(rows)
-        stretched = project(part.x, part.x + push * (x_adv[rows] - part.x), ball.norm, float(ball.eps))
+        stretched = x_adv[rows]
+        if ball.norm in LP:
+            stretched = project(part.x, part.x + push * (stretched - part.x), ball.norm, float(ball.eps))
         found = succeeds(victim, round_to_8_bits(part.x, stretched), part, batching, draws)
         success[left] = found
         left[left] = found.mean(axis=1) <= 0.5

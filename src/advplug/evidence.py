@@ -21,7 +21,9 @@ class Evidence:
     attacked (n,): right on the clean image, in any decision, and, for targeted goals, not the target already;
     adaptive, static, bare (n, d): the attack's success, by where it was crafted (DESIGN: through the wraps'
     declared gradients, on the undefended baseline, on the defended weights without wraps); rounded (n, d):
-    the adaptive images after rounding to 8 bits; linf, l2 (n,): distances of the adaptive images;
+    the adaptive images after rounding to 8 bits; linf, l2 (n,): distances of the adaptive images; found (n,):
+    the smallest successful change of a minimum-norm attack in the threat's norm, infinite where there is none and 0
+    for images wrong without attack;
     steps, zero_gradient, nonfinite, queries (n,) and any_iterate, final_iterate (n,): the attack's own trace, where
     it gave one; violations: images outside the perturbation set, by at most `worst_violation`.
     """
@@ -36,6 +38,7 @@ class Evidence:
     rounded: Array | None = None
     linf: Array | None = None
     l2: Array | None = None
+    found: Array | None = None
     steps: Array | None = None
     zero_gradient: Array | None = None
     nonfinite: Array | None = None

@@ -29,6 +29,7 @@ from advplug.errors import UsageError, did_you_mean
 from advplug.keys import SCHEMA, digest
 from advplug.params import plain
 from advplug.parse import Reference, Stack
+from advplug.perturbations import BALLS
 from advplug.registry import Entry, Registry
 
 THREAT_KEYS = ("eps", "norm", "target")
@@ -161,7 +162,9 @@ class Sweep:
 
     def cell_key(self, eps: Fraction) -> str:
         """A budget starts from the smaller ones, so larger ones leave its cell as it is."""
-        chain = replace(self, budgets=tuple(b for b in self.budgets if b <= eps))
+        # A minimum-norm attack is run once, whatever the budgets.
+        chained = () if self.attack.caps.minimum_norm else tuple(b for b in self.budgets if b <= eps)
+        chain = replace(self, budgets=chained)
         return digest({"sweep": chain.key, "eps": eps})
 
     @property
@@ -171,8 +174,11 @@ class Sweep:
 
     def threat_key(self, eps: Fraction) -> str:
         """Names the (victim, threat) group that the cell belongs to."""
+        shape = {
+            name: plain(self.attack.params[name]) for name in self.attack.caps.threat if name in self.attack.params
+        }
         return digest({"victim": self.victim.recipe, "norm": self.norm, "eps": eps, "goal": str(self.goal),
-                       "n": self.limit, "schema": SCHEMA})  # fmt: skip
+                       "n": self.limit, "schema": SCHEMA, **({"shape": shape} if shape else {})})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -263,10 +269,12 @@ def _budgets(
     """Budgets by norm, ascending, each once; an eps inside the reference takes it out of the axis."""
     explicit, own = reference.get("norm"), reference.get("eps")
     if explicit is not None:
-        explicit = str(parse_budget(f"{explicit}:0").norm)
+        explicit = str(parse_budget(f"{explicit}:1").norm)
     if own is not None and explicit is not None and ":" not in own:
         own = f"{explicit}:{own}"
     wanted = [parse_budget(own)] if own is not None else list(axis)
+    if own is None and not (set(BALLS) - {"l0"}) & ({explicit} if explicit else caps.norms):
+        wanted = [b for b in wanted if b.norm is not None]  # a bare radius is no number of pixels, no share of a range
     if not wanted:
         supported = frozenset({explicit}) if explicit else caps.norms
         wanted = [customary(info.budgets, supported, explicit)]
@@ -299,6 +307,8 @@ def judge(
         notes.append("the victim is randomised: gradients and losses are averaged over fresh draws (EOT)")
     if victim.gradient is Gradient.BPDA and caps.access is Access.GRADIENT:
         notes.append("gradients pass the defense through its declared stand-in (BPDA); run a gradient-free attack too")
+    if caps.per_batch:
+        notes.append("it draws a batch at a time: another --batch-size gives slightly different numbers")
     return refused, tuple(notes)
 
 
@@ -312,6 +322,14 @@ def _judge_threat(attack: Bound, norm: Norm, goal: Goal, info: DatasetInfo) -> R
     if caps.modality != info.modality:
         return Refused(f"{attack.label} attacks {caps.modality} data, this dataset holds {info.modality} data")
     classes = len(info.classes)
+    if caps.max_classes is not None and classes > caps.max_classes:
+        return Refused(
+            f"{attack.label} works with up to {caps.max_classes} classes, the dataset has {classes}",
+            "use another attack",
+        )
+    if caps.channels is not None and info.channels not in caps.channels:
+        known = " or ".join(map(str, caps.channels))
+        return Refused(f"{attack.label} works on images of {known} channels, these have {info.channels}")
     if classes < caps.min_classes:
         return Refused(
             f"{attack.label} needs at least {caps.min_classes} classes, the dataset has {classes}",

@@ -16,12 +16,24 @@ from torch import Tensor
 
 from advplug.allocator import release_freed_memory
 from advplug.build import Built
-from advplug.contracts import Ball, Batch, EvasionAttack, Targeted, Threat, Trace
+from advplug.contracts import (
+    Ball,
+    Batch,
+    Crafted,
+    EvasionAttack,
+    MinimumNorm,
+    Norm,
+    Perturbation,
+    Targeted,
+    Threat,
+    Trace,
+)
 from advplug.craft import checked, craft, targets
 from advplug.crafted import CraftedWriter
 from advplug.decisions import CHUNK, Batching, Clean, draws_of, succeeds, succeeds_in_8_bits
 from advplug.evidence import Array, Evidence
 from advplug.matrix import Sweep
+from advplug.perturbations import perturbation
 from advplug.rng import Stream
 from advplug.victim import Victim
 
@@ -77,6 +89,7 @@ class _AtBudget:
     trace: Mapping[str, Array]
     violations: int
     worst_violation: float
+    found: Array | None = None
 
 
 def run_sweep(
@@ -105,7 +118,9 @@ def run_sweep(
                 keep.put(eps, chunk.rows.start, found.x)
             carried = static(eps, chunk.rows.start, chunk.rows.stop).to(victim.device) if static else None
             parts[eps].append(
-                _evidence(victim, chunk, clean, found, bare.get(eps), carried, Ball(sweep.norm, eps), batching)
+                _evidence(
+                    victim, chunk, clean, found, bare.get(eps), carried, allowed(attack, sweep.norm, eps), batching
+                )
             )
             timing[eps].decide += time.perf_counter() - clock
         progress(len(chunk.batch))
@@ -114,6 +129,12 @@ def run_sweep(
         keep.finish()
     evidence = {eps: _concatenate(found) for eps, found in parts.items()}
     return SweepResult(evidence, timing, list(batching.notes))
+
+
+def allowed(attack: EvasionAttack, norm: Norm, eps: Fraction) -> Perturbation:
+    """The set of changes at one budget: the attack's own where it has one, otherwise the one of that name."""
+    own: Callable[[Norm, Fraction], Perturbation] | None = getattr(attack, "perturbation", None)
+    return own(norm, eps) if own else perturbation(norm, eps)
 
 
 def _attack_chunk(
@@ -129,8 +150,10 @@ def _attack_chunk(
 
     Images broken at one budget are carried to the larger ones; the others start from where they were.
     """
+    if sweep.attack.caps.minimum_norm:
+        return _minimum_norm_chunk(sweep, attack, attacked, judge, chunk, batching, timing)
     draws = draws_of(judge)
-    batch, stream = chunk.batch, Stream(sweep.victim.seed, f"attack/{sweep.attack.recipe['name']}")
+    batch = chunk.batch
     x_adv = batch.x.clone()
     success = np.zeros((len(batch), draws), dtype=bool)
     trace: dict[str, Array] = {}
@@ -140,25 +163,82 @@ def _attack_chunk(
         todo = torch.from_numpy(chunk.attacked & ~carried)
         violations, worst = 0, 0.0
         if todo.any():
-            threat = Threat(Ball(sweep.norm, eps), sweep.goal, sweep.attack.caps.access)
+            threat = Threat(allowed(attack, sweep.norm, eps), sweep.goal, sweep.attack.caps.access)
             part = batch.take(todo.to(batch.y.device))
             if sweep.attack.caps.warm_start and started is not None:
                 part = Batch(part.x, part.y, part.index, part.target, started[todo], part.text)
-            for v in {id(attacked): attacked, id(judge): judge}.values():
-                v.reseed(sweep.cell_key(eps), chunk.rows.start)
-            clock, before = time.perf_counter(), (attacked.passes.forward, attacked.passes.backward)
-            crafted, steps = craft(attack, attacked, part, threat, stream, batching, sweep.attack.label)
-            timing[eps].attack += time.perf_counter() - clock
-            timing[eps].forward += attacked.passes.forward - before[0]
-            timing[eps].backward += attacked.passes.backward - before[1]
-            crafted, violations, worst = checked(crafted, part, threat)
+            made = _craft(sweep, attack, (attacked, judge), part, threat, chunk.rows.start, batching, timing[eps])
+            crafted, violations, worst = checked(made, part, threat)
             clock = time.perf_counter()
             success[todo.numpy()] = succeeds(judge, crafted, part, batching, draws)
             timing[eps].decide += time.perf_counter() - clock
             x_adv[todo] = crafted
-            _merge(trace, steps, todo.numpy())
+            _merge(trace, made.trace, todo.numpy())
             started = x_adv
         results[eps] = _AtBudget(x_adv.clone(), success.copy(), dict(_copied(trace)), violations, worst)
+    return results
+
+
+def _craft(
+    sweep: Sweep,
+    attack: EvasionAttack,
+    victims: tuple[Victim, Victim],
+    part: Batch,
+    threat: Threat,
+    first: int,
+    batching: Batching,
+    timing: Timing,
+) -> Crafted:
+    """One call of the attack on the first of `victims`, with the randomness of both set and the cost noted."""
+    attacked, judge = victims
+    for v in {id(attacked): attacked, id(judge): judge}.values():
+        v.reseed(sweep.cell_key(threat.perturbation.eps), first)
+    stream = Stream(sweep.victim.seed, f"attack/{sweep.attack.recipe['name']}")
+    clock, before = time.perf_counter(), (attacked.passes.forward, attacked.passes.backward)
+    made = craft(attack, attacked, part, threat, stream, batching, sweep.attack.label)
+    timing.attack += time.perf_counter() - clock
+    timing.forward += attacked.passes.forward - before[0]
+    timing.backward += attacked.passes.backward - before[1]
+    return made
+
+
+def _minimum_norm_chunk(
+    sweep: Sweep,
+    attack: EvasionAttack,
+    attacked: Victim,
+    judge: Victim,
+    chunk: _Chunk,
+    batching: Batching,
+    timing: dict[Fraction, Timing],
+) -> dict[Fraction, _AtBudget]:
+    """The chunk attacked once; at each budget the changes that are small enough count, its cost is the first's."""
+    draws, batch, todo = draws_of(judge), chunk.batch, torch.from_numpy(chunk.attacked)
+    threat = Threat(MinimumNorm(sweep.norm, sweep.budgets[-1]), sweep.goal, sweep.attack.caps.access)
+    x_adv = batch.x.clone()
+    success = np.zeros((len(batch), draws), dtype=bool)
+    found = np.where(chunk.attacked, np.inf, 0.0)
+    trace: dict[str, Array] = {}
+    violations, worst = 0, 0.0
+    if todo.any():
+        part = batch.take(todo.to(batch.y.device))
+        first = timing[sweep.budgets[0]]
+        made = _craft(sweep, attack, (attacked, judge), part, threat, chunk.rows.start, batching, first)
+        crafted, violations, worst = checked(made, part, threat)
+        clock = time.perf_counter()
+        success[chunk.attacked] = succeeds(judge, crafted, part, batching, draws)
+        first.decide += time.perf_counter() - clock
+        x_adv[todo] = crafted
+        _merge(trace, made.trace, chunk.attacked)
+    size = threat.perturbation.measure(batch.x, x_adv).cpu().numpy().astype(np.float64)
+    found = np.where(success.mean(axis=1) > 0.5, size, found)
+    # Whether it ended in success at its own distance says nothing of a budget.
+    counts = {name: trace[name] for name in _COUNTS if name in trace}
+    results = {}
+    for eps in sweep.budgets:
+        near = allowed(attack, sweep.norm, eps).check(batch.x, x_adv)
+        kept = torch.where(near[:, None, None, None], x_adv, batch.x)
+        hit = success & near.cpu().numpy()[:, None]
+        results[eps] = _AtBudget(kept, hit, dict(_copied(counts)), violations, worst, found)
     return results
 
 
@@ -169,7 +249,7 @@ def _evidence(
     found: _AtBudget,
     bare: _AtBudget | None,
     static: Tensor | None,
-    ball: Ball,
+    ball: Perturbation,
     batching: Batching,
 ) -> Evidence:
     batch, draws = chunk.batch, draws_of(victim)
@@ -205,6 +285,7 @@ def _evidence(
         rounded=rounded() if rounds else None,
         linf=Ball("linf", Fraction(1)).measure(batch.x, found.x).cpu().numpy(),
         l2=Ball("l2", Fraction(1)).measure(batch.x, found.x).cpu().numpy(),
+        found=found.found,
         violations=found.violations + (bare.violations if bare else 0),
         worst_violation=max(found.worst_violation, bare.worst_violation if bare else 0.0),
         **found.trace,

@@ -28,6 +28,7 @@ from advplug.evidence import Evidence, ranges
 from advplug.health import Audit, Group, examine
 from advplug.matrix import Sweep, VictimPlan
 from advplug.params import plain
+from advplug.perturbations import LP
 from advplug.pipeline import SweepResult, run_sweep
 from advplug.precision import chosen
 from advplug.registry import Registry
@@ -252,7 +253,8 @@ class Runner:
             cell = self.store.cell(sweep.cell_key(eps))
             key = f"{level}:{sweep.threat_key(eps)}"
             known = self.store.audit(f"full:{sweep.threat_key(eps)}") or self.store.audit(key)
-            if cell is None or cell.status != "ok" or known is not None:
+            # The probes are gradient steps and noise, which other sets than these norms' balls do not take.
+            if sweep.norm not in LP or cell is None or cell.status != "ok" or known is not None:
                 continue
             try:
                 built, clean = self.victim(sweep.victim)

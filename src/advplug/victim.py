@@ -31,7 +31,8 @@ class Victim:
     wrap itself where it is differentiable. `logits` and `decide` are the deployed system. Both draw
     fresh randomness on each call, from streams of their own. `run_attack_pass`, where the attack engine
     sets it, stands in for the module in attack passes (reduced precision, compiled). `batch_size` is the most
-    images that should pass at once; an attack may be handed more and then splits them.
+    images that should pass at once; an attack may be handed more and then splits them. `key` names what the victim
+    was made from, where that is known.
     """
 
     module: nn.Module
@@ -43,6 +44,7 @@ class Victim:
     batch_dependent: bool = False
     batch_size: int = 128
     run_attack_pass: Callable[[Tensor], Tensor] | None = None
+    key: str = ""
 
     def __post_init__(self) -> None:
         self._attack_noise = self.stream.generator("attack", device=self.device)

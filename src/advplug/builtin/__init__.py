@@ -8,9 +8,13 @@ from advplug.hooks import hookimpl
 
 @hookimpl
 def advplug_attacks() -> list[Spec]:
-    from advplug.builtin import gradient, noise
+    from advplug.builtin import gradient, noise, transfer
 
-    return [*gradient.ATTACKS, *noise.ATTACKS]
+    return [
+        *gradient.ATTACKS,
+        *noise.ATTACKS,
+        *transfer.ATTACKS,
+    ]
 
 
 @hookimpl

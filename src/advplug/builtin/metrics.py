@@ -63,6 +63,21 @@ def distance() -> Callable[[Evidence], Values]:
     return measure
 
 
+def minimum_norm() -> Callable[[Evidence], Values]:
+    """Median size of the smallest successful change over all images; nothing where half of them withstand."""
+
+    def measure(evidence: Evidence) -> Values:
+        return {"minimum_norm_median": None if evidence.found is None else finite(median(evidence.found))}
+
+    def finite(middle: Estimate | None) -> Estimate | None:
+        if middle is None or not np.isfinite(middle.value):
+            return None
+        high = middle.high if middle.high is not None and np.isfinite(middle.high) else None
+        return Estimate(middle.value, middle.low, high, middle.n)
+
+    return measure
+
+
 METRICS = [
     Spec(
         "accuracy",
@@ -90,5 +105,11 @@ METRICS = [
         "advplug.builtin.metrics:distance",
         MetricCaps(("l2_median", "linf_median")),
         "median L2 and L-inf size of the successful perturbations",
+    ),
+    Spec(
+        "minimum-norm",
+        "advplug.builtin.metrics:minimum_norm",
+        MetricCaps(("minimum_norm_median",)),
+        "median smallest successful change, in the threat's norm, of attacks that seek it",
     ),
 ]

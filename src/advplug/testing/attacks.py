@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from advplug.contracts import (
-    NORMS,
     Access,
     AttackCaps,
     Ball,
@@ -20,11 +19,14 @@ from advplug.contracts import (
     Crafted,
     Decision,
     EvasionAttack,
+    MinimumNorm,
+    Perturbation,
     Strength,
     Targeted,
     Threat,
     Trace,
 )
+from advplug.perturbations import BALLS, CUSTOMARY, SETS, perturbation
 from advplug.registry import Entry, registry
 from advplug.rng import Stream
 from advplug.testing.problems import (
@@ -53,7 +55,7 @@ def attack_results(name: str, params: Mapping[str, Any]) -> list[Result]:
         kind = "training-set" if caps.access is Access.TRAINING_SET else caps.modality
         report.results.append(Result("behaviour", None, f"the kit has no checks for {kind} attacks"))
         return report.results
-    for norm in [n for n in NORMS if n in caps.norms]:
+    for norm in [n for n in SETS if n in caps.norms]:
         case = Case(entry, caps, checked, norm)
         if report.check(f"{norm}: runs", case.runs):
             for label, test in case.checks().items():
@@ -63,7 +65,9 @@ def attack_results(name: str, params: Mapping[str, Any]) -> list[Result]:
 
 def _declaration(caps: AttackCaps) -> None:
     require(caps.norms, "it declares no norm")
-    require(caps.norms <= set(NORMS), f"norms must be among {', '.join(NORMS)}, it declares {sorted(caps.norms)}")
+    require(caps.norms <= set(SETS), f"norms must be among {', '.join(SETS)}, it declares {sorted(caps.norms)}")
+    balls = caps.norms <= set(BALLS)
+    require(balls or not caps.minimum_norm, f"minimum-norm attacks work in {', '.join(BALLS)}")
     goals = {"untargeted", "targeted"}
     require(caps.goals and caps.goals <= goals, f"goals must be among {sorted(goals)}, it has {sorted(caps.goals)}")
     require(isinstance(caps.access, Access), "access must be an advplug.contracts.Access")
@@ -75,7 +79,7 @@ class Elsewhere(NamedTuple):
     """Images, what was made of them, and what was left changed."""
 
     batch: Batch
-    x: Tensor
+    made: Crafted
     changed: list[str]
 
 
@@ -90,18 +94,43 @@ class Case:
 
     @cached_property
     def problem(self) -> LinearProblem:
-        return linear_problem(self.norm, classes=max(5, self.caps.min_classes))
+        return linear_problem(self.norm if self.closed else "linf", classes=self._classes)
+
+    @property
+    def _classes(self) -> int:
+        return min(max(5, self.caps.min_classes), self.caps.max_classes or 5)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the exact radii of the linear problem are known in this set."""
+        return self.norm in BALLS
+
+    def threat(self, problem: LinearProblem, eps: Fraction | None = None) -> Threat:
+        goal = problem.threat().goal
+        return Threat(self.allowed(self._budget(problem) if eps is None else eps), goal, self.caps.access)
+
+    def _budget(self, problem: LinearProblem) -> Fraction:
+        return problem.eps if self.closed else CUSTOMARY[self.norm]
+
+    def allowed(self, eps: Fraction) -> Perturbation:
+        if self.caps.minimum_norm:
+            return MinimumNorm(self.norm, eps)
+        own = getattr(self.entry.make(self.params, **self.twins(self.problem.victim())), "perturbation", None)
+        made: Perturbation = own(self.norm, eps) if own else perturbation(self.norm, eps)
+        return made
+
+    def twins(self, victim: Victim) -> dict[str, Victim]:
+        return {n: Victim(victim.module, victim.classes) for n in self.entry.needs(self.params)}
 
     def attack(self, victim: Victim) -> EvasionAttack:
         """A new attack; every victim that it needs is a twin of `victim`."""
-        twins = {n: Victim(victim.module, victim.classes) for n in self.entry.needs(self.params)}
-        made: EvasionAttack = self.entry.make(self.params, **twins)
+        made: EvasionAttack = self.entry.make(self.params, **self.twins(victim))
         return made
 
     def craft(self, rows: Tensor | None = None, *, seed: int = 0, eps: Fraction | None = None) -> Crafted:
         victim = self.problem.victim()
         attack = self.attack(victim)
-        return attack(victim, self.problem.copy(rows), self.problem.threat(eps), Stream(seed, "attack"))
+        return attack(victim, self.problem.copy(rows), self.threat(self.problem, eps), Stream(seed, "attack"))
 
     @cached_property
     def main(self) -> Crafted:
@@ -136,29 +165,47 @@ class Case:
 
     def inside(self) -> None:
         problem, x_adv = self.problem, self.main.x
-        ball = Ball(self.norm, problem.eps)
-        size = ball.measure(problem.batch.x, x_adv)
-        worst = f"sizes up to {float(size.max()):.7g} at eps {float(problem.eps):g}"
+        ball, applied = self.allowed(self._budget(problem)), self.main.applied
+        size = ball.measure(problem.batch.x, x_adv, applied)
+        worst = f"sizes up to {float(size.max()):.7g} at eps {float(ball.eps):g}"
         span = f"pixels {float(x_adv.min()):.7g} to {float(x_adv.max()):.7g}"
-        require(ball.check(problem.batch.x, x_adv).all(), f"it leaves the ball or [0, 1]: {worst}, {span}")
+        require(ball.check(problem.batch.x, x_adv, applied).all(), f"it leaves the ball or [0, 1]: {worst}, {span}")
 
     def sound(self) -> None:
+        if not self.closed:
+            raise Unchecked(f"no exact radius is known for {self.norm} changes")
         flipped, radius = self.flipped(self.main.x), self.problem.radius
-        wrong = flipped & (radius > float(self.problem.eps) * 1.001)
+        wrong = flipped & (radius > self.reached(self.main.x) * 1.001)
         require(not wrong.any(), f"{int(wrong.sum())} images flipped that no change of that size can flip")
+
+    def reached(self, x: Tensor) -> Tensor:
+        """How far (B,) the attack could have gone: the budget, or where it went by itself."""
+        size = Ball(self.norm, self.problem.eps).measure(self.problem.batch.x, x)
+        return size if self.caps.minimum_norm else torch.full_like(size, float(self.problem.eps))
 
     def strong(self) -> None:
         if self.caps.access is not Access.GRADIENT or self.caps.strength < Strength.ITERATIVE:
             raise Unchecked("only asked of iterative gradient attacks")
+        if not self.closed:
+            raise Unchecked(f"no exact radius is known for {self.norm} changes")
         self._flips(self.flipped(self.main.x), "flipped")
 
     def _flips(self, success: Tensor, verb: str) -> None:
+        if self.caps.minimum_norm:
+            # Choosing the fewest pixels is combinatorial: twice as many are allowed.
+            reach = 2.0 if self.norm == "l0" else REACH
+            far = self.reached(self.main.x) > self.problem.radius * reach
+            missed = int((far | ~success).sum())
+            require(missed == 0, f"{missed} of {len(far)} images were not {verb} within {reach} times the exact radius")
+            return
         within = self.problem.radius * REACH <= float(self.problem.eps)
         missed = int((within & ~success).sum())
         text = f"{missed} of {int(within.sum())} images were not {verb} at {REACH} times the exact radius and more"
         require(missed == 0, text)
 
     def zero(self) -> None:
+        if self.caps.minimum_norm or self.norm == "unrestricted":
+            raise Unchecked("it has no budget to set to 0")
         x = self.craft(eps=Fraction(0)).x
         require(torch.equal(x, self.problem.batch.x), "with eps = 0 it changed the images")
 
@@ -171,6 +218,8 @@ class Case:
 
     def batching(self) -> None:
         """The verdicts, image by image, whatever else is in the batch."""
+        if self.caps.per_batch:
+            raise Unchecked("it declares that its draws are shared by a batch")
         rows = torch.arange(len(self.problem.batch))
         parts = [self.craft(part).x for part in (rows[:3], rows[3:])]
         x = torch.cat(parts)
@@ -180,12 +229,16 @@ class Case:
     def targeted(self) -> None:
         if "targeted" not in self.caps.goals:
             raise Unchecked("it declares untargeted goals only")
-        problem = linear_problem(self.norm, classes=max(5, self.caps.min_classes), targeted=True)
+        problem = linear_problem(self.norm if self.closed else "linf", classes=self._classes, targeted=True)
         victim, target = problem.victim(), problem.batch.target
-        x = self.attack(victim)(victim, problem.copy(), problem.threat(), Stream(0, "attack")).x
-        require(problem.threat().perturbation.check(problem.batch.x, x).all(), "targeted, it leaves the ball or [0, 1]")
+        threat = self.threat(problem)
+        made = self.attack(victim)(victim, problem.copy(), threat, Stream(0, "attack"))
+        inside = threat.perturbation.check(problem.batch.x, made.x, made.applied)
+        require(inside.all(), "targeted, it leaves the ball or [0, 1]")
         assert target is not None  # this problem has one
-        hit = victim.decide(x).label == target
+        if not self.closed or self.caps.minimum_norm:
+            return
+        hit = victim.decide(made.x).label == target
         require(not (hit & (problem.radius > float(problem.eps) * 1.001)).any(), "targeted, it hit too far")
         if self.caps.access is Access.GRADIENT and self.caps.strength >= Strength.ITERATIVE:
             self._flips(hit, "turned into their target")
@@ -202,22 +255,23 @@ class Case:
         attack = self.attack(victim)
         kept = {n: getattr(batch, n).clone() for n in ("x", "y", "index", "target")}
         before = fingerprint(module)
-        x = attack(victim, batch, self._threat(), Stream(0, "attack")).x
+        made = attack(victim, batch, self._threat(), Stream(0, "attack"))
         changed = differences(before, fingerprint(module))
         changed += [f"Batch.{n}" for n, value in kept.items() if not torch.equal(getattr(batch, n), value)]
-        return Elsewhere(batch, x, changed + ["Batch.x.requires_grad"] * batch.x.requires_grad)
+        return Elsewhere(batch, made, changed + ["Batch.x.requires_grad"] * batch.x.requires_grad)
 
     def clean_hands(self) -> None:
         demand_unchanged(self.elsewhere.changed)
 
     def _threat(self) -> Threat:
-        return Threat(Ball(self.norm, self.problem.eps), Targeted() if "untargeted" not in self.caps.goals else
-                      self.problem.threat().goal)  # fmt: skip
+        goal = self.problem.threat().goal if "untargeted" in self.caps.goals else Targeted()
+        return Threat(self.allowed(self._budget(self.problem)), goal, self.caps.access)
 
     def odd_sizes(self) -> None:
-        clean, x = self.elsewhere.batch.x, self.elsewhere.x
+        clean, made = self.elsewhere.batch.x, self.elsewhere.made
+        x = made.x
         require(x.shape == clean.shape, f"it returned shape {tuple(x.shape)} for {tuple(clean.shape)}")
-        require(self._threat().perturbation.check(clean, x).all(), "it leaves the ball or [0, 1] there")
+        require(self._threat().perturbation.check(clean, x, made.applied).all(), "it leaves the ball or [0, 1] there")
 
     def access(self) -> None:
         if self.caps.access is Access.GRADIENT:
@@ -227,17 +281,21 @@ class Case:
         # The victims that it needs are the attacker's own and stay open.
         twins = {n: self.problem.victim() for n in self.entry.needs(self.params)}
         attack = self.entry.make(self.params, **twins)
-        attack(victim, self.problem.copy(), self.problem.threat(), Stream(0, "attack"))
+        attack(victim, self.problem.copy(), self.threat(self.problem), Stream(0, "attack"))
 
     def trace(self) -> None:
         trace = self.main.trace
         if trace is None:
             raise Unchecked("it gives none, so checks that need one stay unchecked")
         require(isinstance(trace, Trace), "Crafted.trace must be an advplug.contracts.Trace")
-        for name in ("any_iterate", "final_iterate", "steps", "zero_gradient", "nonfinite"):
+        for name in ("any_iterate", "final_iterate", "steps", "zero_gradient", "nonfinite", "queries"):
             value = getattr(trace, name)
+            if value is None:
+                continue
             require(tuple(value.shape) == (len(self.main.x),), f"trace.{name} must be (B,), it is {tuple(value.shape)}")
             require(value.device.type == "cpu", f"trace.{name} must be on the CPU")
+        if trace.any_iterate is None or trace.final_iterate is None:
+            return
         late = trace.final_iterate.bool() & ~trace.any_iterate.bool()
         require(not late.any(), "trace: a success at the last iterate is one at some iterate")
 

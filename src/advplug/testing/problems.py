@@ -13,7 +13,7 @@ from advplug.rng import Stream
 from advplug.victim import Victim
 
 SHAPE = (3, 8, 8)
-EPS = {"linf": Fraction(1, 50), "l2": Fraction(1, 5), "l1": Fraction(3, 10)}
+EPS = {"linf": Fraction(1, 50), "l2": Fraction(1, 5), "l1": Fraction(3, 10), "l0": Fraction(8)}
 """The budget of the linear problem in each norm: small enough that [0, 1] never cuts the ball short."""
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": float("inf")}
 MARGIN = 4.0
@@ -64,7 +64,7 @@ class LinearProblem:
 
 
 def linear_problem(norm: str, images: int = 11, classes: int = 5, targeted: bool = False) -> LinearProblem:
-    """A linear problem in `norm` ('linf', 'l2' or 'l1')."""
+    """A linear problem in `norm` ('linf', 'l2', 'l1' or 'l0')."""
     generator = torch.Generator().manual_seed(4)
     weight = torch.randn(classes, torch.Size(SHAPE).numel(), generator=generator).clamp_(-2, 2)
     y = torch.arange(images) % classes
@@ -73,13 +73,21 @@ def linear_problem(norm: str, images: int = 11, classes: int = 5, targeted: bool
     # Random weights are nearly orthogonal, and the coefficients nearly the logits. The tests see to it that with
     # this seed the straight way to the goal is open in every norm.
     change = weight[y] + 0.6 * weight[goal] + (0.66 * weight[near] if targeted else 0)
-    change = (change * (wanted / exact_radius(weight, change, y, goal, norm))[:, None]).float()
+    if norm == "l0":
+        change = _scaled_to_pixels(weight, change, y, goal, wanted)
+    else:
+        change = (change * (wanted / exact_radius(weight, change, y, goal, norm))[:, None]).float()
     margin = ((weight[y] - weight[goal]) * change).sum(1) * (float(EPS[norm]) / wanted)
     module = Linear(weight * (MARGIN / float(margin.mean())))
     # Positions 1000 and up: an attack that takes indices for row numbers is found out.
     index = torch.arange(images) * 7 + 1000
     batch = Batch((change + 0.5).view(images, *SHAPE), y, index, goal if targeted else None)
-    radius = exact_radius(module.weight.detach(), change, y, goal, norm)
+    scaled = module.weight.detach()
+    if norm == "l0":
+        others = [goal] if targeted else [(y + k) % classes for k in range(1, classes)]
+        radius = torch.stack([fewest_pixels(scaled, change, y, k) for k in others]).amin(0)
+    else:
+        radius = exact_radius(scaled, change, y, goal, norm)
     return LinearProblem(norm, EPS[norm], module, batch, radius)
 
 
@@ -92,6 +100,27 @@ def exact_radius(weight: Tensor, change: Tensor, y: Tensor, goal: Tensor, norm: 
     margin = (difference * change.double()).sum(1)
     distance: Tensor = margin / torch.linalg.vector_norm(difference, DUAL[norm], dim=1)
     return distance
+
+
+def fewest_pixels(weight: Tensor, change: Tensor, y: Tensor, goal: Tensor) -> Tensor:
+    """How many pixels (B,) have to change, inside [0, 1], until class `goal` overtakes the label: those that gain
+    most go first, each to the end of its range."""
+    difference = (weight[y] - weight[goal]).double()
+    margin = (difference * change.double()).sum(1)
+    room = torch.where(difference > 0, 0.5 + change.double(), 0.5 - change.double())
+    gain = (difference.abs() * room).view(len(y), SHAPE[0], -1).sum(1)
+    reached = gain.sort(1, descending=True).values.cumsum(1)
+    return (reached < margin[:, None]).sum(1).double() + 1
+
+
+def _scaled_to_pixels(weight: Tensor, change: Tensor, y: Tensor, goal: Tensor, wanted: Tensor) -> Tensor:
+    """`change`, scaled so that about `wanted` pixels undo it."""
+    low, high = torch.zeros(len(y)), 0.5 / change.abs().amax(1)
+    for _ in range(40):
+        middle = (low + high) / 2
+        enough = fewest_pixels(weight, change * middle[:, None], y, goal) > wanted
+        low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
+    return (change * low[:, None]).float()
 
 
 class Fragile(nn.Module):

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from advplug.contracts import NORMS, DatasetCaps, DatasetInfo, DatasetSource, ModelSource, Schedule
+from advplug.contracts import DatasetCaps, DatasetInfo, DatasetSource, ModelSource, Schedule
 from advplug.data import Dataset, Split
 from advplug.errors import UsageError
 from advplug.parse import Reference
+from advplug.perturbations import SETS
 from advplug.registry import Entry, registry
 from advplug.rng import Stream
 from advplug.testing.report import Breach, Report, Result, Unchecked, require
@@ -186,7 +187,7 @@ def _facts(info: DatasetInfo) -> None:
     require(len(info.classes) >= 2, "it needs two classes or more")
     require(len(set(info.classes)) == len(info.classes), "class names must differ")
     require(info.budgets, "it needs a customary budget, for example {'linf': Fraction(8, 255)}")
-    require(set(info.budgets) <= set(NORMS), f"budgets are for the norms {', '.join(NORMS)}")
+    require(set(info.budgets) <= set(SETS), f"budgets are for the norms {', '.join(SETS)}")
     require(all(eps > 0 for eps in info.budgets.values()), "budgets must be positive")
     require(info.budgets.get("linf", 0) <= 1, "pixels lie in [0, 1]: an L-inf budget is at most 1")
     require(info.evaluate is None or info.evaluate > 0, "evaluate must be positive or None")

@@ -1,0 +1,54 @@
+"""Transfer attacks: parameters and spec. Torch is imported only when an attack is made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from advplug.contracts import Access, AttackCaps, Param, Reference, Spec, Stack, Strength, VictimRef
+from advplug.errors import UsageError
+
+if TYPE_CHECKING:
+    from advplug.transfer import Transfer
+
+INNER = Stack((Reference("pgd", (("steps", "40"),)),))
+
+
+def transfer(
+    from_: Annotated[VictimRef, Param("what it is crafted on: a model, or (MODEL+DEFENSE)")],
+    attack: Annotated[Stack, Param("how, as (pgd:steps=40); loss-maximising attacks take all their steps")] = INNER,
+) -> Transfer:
+    """Crafts on a surrogate."""
+    from advplug.registry import registry
+    from advplug.transfer import Transfer
+
+    if len(attack) != 1:
+        raise UsageError(f"transfer: attack takes one attack, like (pgd:steps=40), got '{attack}'")
+    (reference,) = attack
+    entry = registry().get("attack", reference.name)
+    caps = entry.spec.caps
+    assert isinstance(caps, AttackCaps)
+    if caps.minimum_norm or entry.name == "transfer" or caps.access is Access.TRAINING_SET:
+        raise UsageError(f"transfer: {entry.name} has no images of a given budget to hand over; use one like pgd")
+    params = entry.bind(reference)
+    # An image that just fools the surrogate rarely fools anybody else.
+    if "keep_going" in params and reference.get("keep_going") is None:
+        params["keep_going"] = True
+    surrogate: Any = from_
+    return Transfer(surrogate, entry.make(params), str(reference), caps)
+
+
+ATTACKS: list[Spec] = [
+    Spec(
+        "transfer",
+        "advplug.builtin.transfer:transfer",
+        AttackCaps(
+            Access.DECISION,
+            frozenset({"linf", "l2", "l1"}),
+            frozenset({"untargeted", "targeted"}),
+            Strength.ONE_STEP,
+            stochastic=True,
+        ),
+        "Crafted on another model or defended model, judged on the victim",
+        "Szegedy et al. 2013, arXiv 1312.6199, section 4.2; Papernot et al. 2016, arXiv 1605.07277",
+    )
+]

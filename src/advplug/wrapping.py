@@ -1,0 +1,190 @@
+"""Other libraries' attacks: the victim as a plain module, a batch at a time, everything put back afterwards.
+
+An adapter writes one function, `call(module, part, threat) -> images`, and `wrapped` does the rest: it seeds and
+isolates the call, tries every stand-in of a defense, counts passes and queries, ends the call when its queries are
+spent, and fails the cell where what comes back is no image inside the perturbation set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from advplug.ball import columns, project
+from advplug.contracts import Access, Ball, Batch, Crafted, MinimumNorm, Targeted, Threat, Trace
+from advplug.errors import CellFailure
+from advplug.isolation import isolated
+from advplug.rng import Stream
+from advplug.victim import Victim
+
+ROUNDING = 1e-3
+"""Share of eps by which a library may overshoot through rounding; such images are projected. Beyond it, it failed."""
+
+
+class QueriesSpent(Exception):  # noqa: N818 - an end, no error
+    """The victim was asked as often as the query budget allows."""
+
+
+class AsModule(nn.Module):
+    """The victim as other libraries expect one: pixels (B, C, H, W) to logits (B, K), with parameters and modes.
+
+    With gradient access it is the attacked view `view`, averaged over the victim's draws where it is randomised;
+    with score access the deployed system's logits without gradient; with decision access 1 for the label that was
+    answered and 0 elsewhere. `probabilities` turns logits into probabilities. Images are converted to the victim's
+    precision and device. `asked` counts the images it was asked for; with `limit`, `QueriesSpent` ends the run.
+    """
+
+    def __init__(self, victim: Victim, access: Access, view: int = 0, probabilities: bool = False) -> None:
+        super().__init__()
+        self.inner = victim.module
+        # Libraries take the device from the first parameter, and a user's model may have none.
+        self.anchor = nn.Parameter(torch.zeros((), device=victim.device), requires_grad=False)
+        self.classes = victim.classes
+        self.asked = 0
+        self.limit: int | None = None
+        self.seen: Callable[[Tensor, Tensor], None] | None = None
+        self._victim, self._access, self._view, self._probabilities = victim, access, view, probabilities
+        self._dtype = next((p.dtype for p in victim.module.parameters() if p.is_floating_point()), None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.limit is not None and self.asked + len(x) > self.limit:
+            raise QueriesSpent
+        self.asked += len(x)
+        x = x.to(device=self._victim.device, dtype=self._dtype or x.dtype)
+        logits = self._answer(x)
+        if self.seen is not None:
+            self.seen(x.detach(), logits.detach())
+        return logits.softmax(1) if self._probabilities and self._access is not Access.DECISION else logits
+
+    def _answer(self, x: Tensor) -> Tensor:
+        victim = self._victim
+        if self._access is Access.DECISION:
+            label = victim.decide(x).label.clamp_min(0)
+            return nn.functional.one_hot(label, self.classes).to(x.dtype)
+        if self._access is Access.SCORE:
+            return victim.logits(x)
+        if x.requires_grad:
+            x.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
+        total = victim.attacked(x, self._view)
+        for _ in range(victim.draws - 1 if victim.stochastic else 0):
+            total = total + victim.attacked(x, self._view)
+        return total / victim.draws if victim.stochastic else total
+
+    def _count_backward(self, gradient: Tensor) -> None:
+        self._victim.passes.backward += len(gradient) * (self._victim.draws if self._victim.stochastic else 1)
+
+
+Call = Callable[[AsModule, Batch, Threat], Tensor]
+"""(module, batch of at most the victim's batch size, threat) to images like `batch.x`; `batch.target` is set for
+targeted goals. The module is in evaluation mode, and global random states are seeded."""
+
+
+@dataclass(frozen=True)
+class Wrapped:
+    """An attack of another library.
+
+    `one_by_one` hands it single images, so that its draws depend on the image alone, and a query budget ends each
+    search by itself. `queries` is the most that may be asked an image (None: no limit but the library's own).
+    """
+
+    label: str
+    call: Call
+    access: Access
+    probabilities: bool = False
+    one_by_one: bool = False
+    queries: int | None = None
+
+    def __call__(self, victim: Victim, batch: Batch, threat: Threat, rng: Stream) -> Crafted:
+        """Images of the library's making, the clean ones where it had none; `Trace.queries` for black boxes.
+
+        Raises CellFailure where an image leaves the perturbation set by more than rounding.
+        """
+        x = batch.x.clone()
+        queries = torch.zeros(len(batch), dtype=torch.long)
+        step = 1 if self.one_by_one else max(1, victim.batch_size)
+        views = victim.views if self.access is Access.GRADIENT else 1
+        for start in range(0, len(batch), step):
+            rows = torch.arange(start, min(start + step, len(batch)))
+            for view in range(views):
+                open_rows = rows if view == 0 else rows[~_fooled(victim, x[rows], batch.take(rows), threat)]
+                if len(open_rows):
+                    part = batch.take(open_rows)
+                    made, asked = self._once(victim, part, threat, rng.child(int(part.index[0]), view), view)
+                    x[open_rows.to(x.device)] = made
+                    queries[open_rows] += -(-asked // len(part))
+        trace = None if self.access is Access.GRADIENT else Trace(queries=queries)
+        return Crafted(x, trace)
+
+    def _once(self, victim: Victim, part: Batch, threat: Threat, rng: Stream, view: int) -> tuple[Tensor, int]:
+        module = AsModule(victim, self.access, view, self.probabilities)
+        closest = Closest(part, threat)
+        if self.queries is not None:
+            module.limit, module.seen = self.queries * len(part), closest.see
+        with isolated(victim.module, rng), victim.frozen():
+            module.eval()
+            try:
+                made = self.call(module, part, threat)
+            except QueriesSpent:
+                made = closest.x
+        return self._checked(made, part, threat), module.asked
+
+    def _checked(self, made: Tensor, part: Batch, threat: Threat) -> Tensor:
+        if made.shape != part.x.shape:
+            raise CellFailure(f"{self.label} returned {tuple(made.shape)} for images of {tuple(part.x.shape)}")
+        made = made.detach().to(part.x)
+        if not made.isfinite().all():
+            raise CellFailure(f"{self.label} returned NaN or infinite pixels")
+        allowed = threat.perturbation
+        inside = allowed.check(part.x, made)
+        if inside.all():
+            return made
+        size = allowed.measure(part.x, made)
+        box = torch.maximum(-made.flatten(1).amin(1), made.flatten(1).amax(1) - 1)
+        beyond = box if isinstance(allowed, MinimumNorm) else torch.maximum(size - threat.eps, box)
+        worst = float(beyond[~inside].max())
+        if not isinstance(allowed, Ball) or worst > ROUNDING * threat.eps:
+            outside = int((~inside).sum())
+            raise CellFailure(f"{self.label} left the perturbation set on {outside} images, by up to {worst:.3g}")
+        if isinstance(allowed, MinimumNorm):
+            return made.clamp(0, 1)
+        return torch.where(columns(inside, made), made, project(part.x, made, threat.norm, threat.eps))
+
+
+@dataclass
+class Closest:
+    """The closest success among the queries of one image, inside the perturbation set; the clean image before."""
+
+    part: Batch
+    threat: Threat
+    x: Tensor = field(init=False)
+    size: float = float("inf")
+
+    def __post_init__(self) -> None:
+        self.x = self.part.x.clone()
+
+    def see(self, x: Tensor, logits: Tensor) -> None:
+        """Takes note of a query of images (B, C, H, W) with their answers (B, K)."""
+        if len(self.part) != 1:
+            return
+        label = logits.argmax(1)
+        targeted = isinstance(self.threat.goal, Targeted) and self.part.target is not None
+        hit = label == self.part.target if targeted else label != self.part.y
+        clean = self.part.x.expand(len(x), *self.part.x.shape[1:])
+        hit &= self.threat.perturbation.check(clean, x.to(clean))
+        if not bool(hit.any()):
+            return
+        sizes = torch.where(hit, self.threat.perturbation.measure(clean, x.to(clean)), torch.inf)
+        best = int(sizes.argmin())
+        if float(sizes[best]) < self.size:
+            self.x, self.size = x[best : best + 1].to(self.part.x), float(sizes[best])
+
+
+def _fooled(victim: Victim, x: Tensor, part: Batch, threat: Threat) -> Tensor:
+    """(B,) on the CPU: what the deployed system gets wrong, or takes for the target."""
+    answer = victim.decide(x)
+    if isinstance(threat.goal, Targeted) and part.target is not None:
+        return ((answer.label == part.target) & answer.accepted).cpu()
+    return ((answer.label != part.y) & answer.accepted).cpu()
