@@ -49,6 +49,20 @@ class AsModule(nn.Module):
         self._victim, self._access, self._view, self._probabilities = victim, access, view, probabilities
         self._dtype = next((p.dtype for p in victim.module.parameters() if p.is_floating_point()), None)
 
+    @property
+    def draws(self) -> int:
+        """Over how many samples of a randomised victim one answer with gradient is averaged."""
+        averaged = self._victim.stochastic and self._access is Access.GRADIENT
+        return self._victim.draws if averaged else 1
+
+    @property
+    def stochastic(self) -> bool:
+        return self._victim.stochastic
+
+    def deployed(self) -> AsModule:
+        """The same victim as a black box: the deployed system's logits, for libraries that also query it."""
+        return AsModule(self._victim, Access.SCORE, self._view, self._probabilities).eval()
+
     def forward(self, x: Tensor) -> Tensor:
         if self.limit is not None and self.asked + len(x) > self.limit:
             raise QueriesSpent
