@@ -80,7 +80,9 @@ class AsModule(nn.Module):
             return nn.functional.one_hot(label, self.classes).to(x.dtype)
         if self._access is Access.SCORE:
             return victim.logits(x)
-        if x.requires_grad:
+        if x.requires_grad and torch.is_grad_enabled():
+            # An alias of this pass alone: a hook on the library's own tensor would count each later pass again.
+            x = x.view_as(x)
             x.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
         total = victim.attacked(x, self._view)
         for _ in range(victim.draws - 1 if victim.stochastic else 0):
