@@ -63,6 +63,11 @@ class AsModule(nn.Module):
         """The same victim as a black box: the deployed system's logits, for libraries that also query it."""
         return AsModule(self._victim, Access.SCORE, self._view, self._probabilities).eval()
 
+    def fooled(self, x: Tensor, part: Batch, threat: Threat) -> Tensor:
+        """(B,) on the CPU: which of the images `x` (B, C, H, W) the deployed system gets wrong, or takes for the
+        target; for ensembles that leave solved images out."""
+        return _fooled(self._victim, x, part, threat)
+
     def forward(self, x: Tensor) -> Tensor:
         if self.limit is not None and self.asked + len(x) > self.limit:
             raise QueriesSpent
