@@ -8,9 +8,10 @@ from advplug.hooks import hookimpl
 
 @hookimpl
 def advplug_attacks() -> list[Spec]:
-    from advplug.builtin import gradient, noise, transfer
+    from advplug.builtin import geometric, gradient, noise, transfer
 
     return [
+        *geometric.ATTACKS,
         *gradient.ATTACKS,
         *noise.ATTACKS,
         *transfer.ATTACKS,
