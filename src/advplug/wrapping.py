@@ -59,6 +59,11 @@ class AsModule(nn.Module):
     def stochastic(self) -> bool:
         return self._victim.stochastic
 
+    @property
+    def batch_size(self) -> int:
+        """The most images that should pass at once."""
+        return self._victim.batch_size
+
     def deployed(self) -> AsModule:
         """The same victim as a black box: the deployed system's logits, for libraries that also query it."""
         return AsModule(self._victim, Access.SCORE, self._view, self._probabilities).eval()
@@ -108,7 +113,8 @@ class Wrapped:
     """An attack of another library.
 
     `one_by_one` hands it single images, so that its draws depend on the image alone, and a query budget ends each
-    search by itself. `queries` is the most that may be asked an image (None: no limit but the library's own).
+    search by itself. `queries` is the most that may be asked an image (None: no limit but the library's own); with
+    both, the closest success among the queries is kept, whatever the library returns.
     """
 
     label: str
@@ -150,6 +156,8 @@ class Wrapped:
                 made = self.call(module, part, threat)
             except QueriesSpent:
                 made = closest.x
+        if closest.found:
+            made = closest.x
         return self._checked(made, part, threat), module.asked
 
     def _checked(self, made: Tensor, part: Batch, threat: Threat) -> Tensor:
@@ -185,6 +193,10 @@ class Closest:
 
     def __post_init__(self) -> None:
         self.x = self.part.x.clone()
+
+    @property
+    def found(self) -> bool:
+        return self.size < float("inf")
 
     def see(self, x: Tensor, logits: Tensor) -> None:
         """Takes note of a query of images (B, C, H, W) with their answers (B, K)."""
