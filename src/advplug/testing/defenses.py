@@ -28,6 +28,9 @@ STAGES: dict[str, type] = {"data": TrainingData, "objective": Objective, "tune":
 SAMPLES = 32
 """Images whose directional derivative is compared; nine in ten must agree within 1 %."""
 
+SURENESS = 12.0
+"""Logits for each unit of the regression's indicators, 0 or 1: mean confidence 0.92, accuracy 0.93."""
+
 
 def defense_results(name: str, params: Mapping[str, Any], on: str, clean_drop: float) -> list[Result]:
     """One result a check and stage. Raises UsageError for an unknown name or a bad parameter."""
@@ -221,7 +224,10 @@ def digits() -> Dataset:
 
 @cache
 def ridge() -> nn.Module:
-    """A linear classifier of digits by ridge regression: real images, solved in closed form."""
+    """A linear classifier of digits by ridge regression: real images, solved in closed form.
+
+    Its softmax is about as sure as it is right, so that defenses of probabilities find what they expect.
+    """
     dataset = digits()
     batch = dataset.train.batch(np.arange(len(dataset.train)))
     x = batch.x.flatten(1).double() - 0.5
@@ -230,8 +236,8 @@ def ridge() -> nn.Module:
     weight = torch.linalg.solve(x.T @ x + torch.eye(x.shape[1], dtype=x.dtype), x.T @ (wanted - mean))
     linear = nn.Linear(*weight.shape)
     with torch.no_grad():
-        linear.weight.copy_(weight.T)
-        linear.bias.copy_(mean - 0.5 * weight.sum(0))
+        linear.weight.copy_(SURENESS * weight.T)
+        linear.bias.copy_(SURENESS * (mean - 0.5 * weight.sum(0)))
     return nn.Sequential(nn.Flatten(), linear).eval()
 
 
