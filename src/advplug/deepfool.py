@@ -29,15 +29,18 @@ class DeepFool:
     """Seeks the smallest change that is misclassified, in L2 or L-inf; implements `contracts.EvasionAttack`.
 
     Each step goes (1 + overshoot) times the way to the nearest of the linearised boundaries between the label and
-    the other `candidates` best-scoring classes of the clean image, then clips to [0, 1]; clipped pixels take no
-    part, so images near black or white may need more steps. Targeted (not in the paper), a step goes to the
-    farthest of the boundaries that still separate the image from its target, which is exact where one boundary
-    decides. An image leaves once the deployed system is fooled, and comes back unchanged if it is from the start.
+    the other best-scoring classes of the clean image (`candidates` with the label), then clips to [0, 1]. Targeted
+    (not in the paper), it goes to the farthest of the boundaries before the target, which is exact where one
+    boundary decides. An image leaves once the deployed system is fooled; one that fools it as it is stays as it is.
+
+    What is clipped is missing, so images with much black or white need more steps than the paper's unclipped ones.
+    In the second half of the steps, pixels that cannot go the way they should are left out: they might take most
+    of every step.
 
     `refine` halves the way back to the clean image that many times and keeps what still fools (0 is the published
-    method); not for randomised victims, where it would pick lucky draws.
-    Of a defense's several stand-ins each gets a search of its own, and the smallest success counts. Gradients
-    and decisions of a randomised victim are taken over `Victim.draws` samples.
+    method); not for randomised victims, where it would pick lucky draws. Of a defense's several stand-ins each
+    gets a search of its own, and the smallest success counts. Gradients and decisions of a randomised victim are
+    taken over `Victim.draws` samples.
     """
 
     steps: int = 50
@@ -95,11 +98,11 @@ class _Search:
         """All steps, with a look at the deployed system before the first and after each."""
         self._judge(first=True)
         unfooled = ~self.fooled
-        for _ in range(self.attack.steps):
+        for step in range(self.attack.steps):
             if not bool(self._open().any()):
                 break
             for part in self._parts(self._open()):
-                self._move(part)
+                self._move(part, late=2 * step >= self.attack.steps)
             self._judge()
         if self.attack.refine and not self.victim.stochastic:
             self._refine(self.fooled & unfooled)
@@ -155,34 +158,33 @@ class _Search:
 
     # --- one step ---
 
-    def _move(self, part: Tensor) -> None:
+    def _move(self, part: Tensor, late: bool) -> None:
         """Moves the open images of `part` to their nearest linearised boundary and a little beyond."""
         there, open_ = part.to(self.x.device), self._open()[part]
         x = self.x[there]
-        slopes = self._linearised(x, part)
-        lead, gradient = slopes.lead, slopes.gradient
+        lead, gradient = self._linearised(x, part)
         usable = gradient.flatten(2).isfinite().all(2) & lead.isfinite()
         gradient = torch.where(usable.view(*usable.shape, *[1] * (x.dim() - 1)), gradient, 0)
+        flat = usable.all(0) & ~gradient.flatten(2).any(2).any(0)
+        if late:
+            gradient = gradient.masked_fill(((x <= 0) & (gradient < 0)) | ((x >= 1) & (gradient > 0)), 0)
         steepness = _length(gradient, DUAL[self.norm])
-        movable = (usable & (steepness > 0)).any(0)
-        which = self._nearest(lead, steepness, usable)
-        picked = torch.arange(len(part), device=x.device)
-        way = lead[which, picked].abs() / steepness[which, picked]
-        way = torch.where(movable, way.nan_to_num(), 0).clamp_min(self._shortest(x))
-        step = columns((1 + self.attack.overshoot) * way, x) * direction(gradient[which, picked], self.norm)
-        moves = movable & open_.to(x.device)
+        known = usable & (steepness > 0)
+        which, each = self._nearest(lead, steepness, known), torch.arange(len(part), device=x.device)
+        way = lead[which, each].abs() / steepness[which, each]
+        way = torch.where(known.any(0), way.nan_to_num(), 0).clamp_min(self._shortest(x))
+        step = columns((1 + self.attack.overshoot) * way, x) * direction(gradient[which, each], self.norm)
+        moves = known.any(0) & open_.to(x.device)
         self.x[there] = torch.where(columns(moves, x), (x + step).clamp(0, 1), x)
         self.steps[part] += open_
         self.nonfinite[part] += open_ & ~usable.all(0).cpu()
-        flat = open_ & (usable.all(0) & ~movable).cpu()
-        self.zero[part] += flat
+        self.zero[part] += open_ & flat.cpu()
         if not self.victim.stochastic:
             # Without a way to go, the next step would find the same.
-            self.stuck[part] |= open_ & ~movable.cpu()
+            self.stuck[part] |= open_ & ~known.any(0).cpu()
 
-    def _nearest(self, lead: Tensor, steepness: Tensor, usable: Tensor) -> Tensor:
+    def _nearest(self, lead: Tensor, steepness: Tensor, known: Tensor) -> Tensor:
         """The pair (n,) to go for: the nearest boundary, or the farthest of those before the target."""
-        known = usable & (steepness > 0)
         if self.target is None:
             return torch.where(known, lead.abs() / steepness, torch.inf).argmin(0)
         return torch.where(known, -lead / steepness, -torch.inf).argmax(0)

@@ -19,7 +19,6 @@ from torch.nn import functional
 from advplug.ball import TOLERANCE, columns
 from advplug.contracts import Batch, Crafted, Targeted, Threat, Trace
 from advplug.errors import UsageError
-from advplug.losses import cross_entropy
 from advplug.rng import Stream
 from advplug.victim import Victim, decide_padded
 
@@ -177,7 +176,8 @@ class SpatialAttack:
 def _grid(scales: int, limits: Tensor) -> Tensor:
     """Every combination (T, 4) of evenly spaced numbers in [-1, 1] but four zeros, the largest first."""
     counts = [n if limit else 1 for n, limit in zip((SHIFTS, SHIFTS, ANGLES, scales), limits.tolist(), strict=True)]
-    axes = [torch.linspace(-1, 1, n, dtype=torch.float64) if n > 1 else torch.zeros(1).double() for n in counts]
+    # Counted from the middle, which is 0 exactly.
+    axes = [(torch.arange(n, dtype=torch.float64) - n // 2) / max(1, n // 2) for n in counts]
     points = torch.cartesian_prod(*axes)
     points = points[points.any(1)]
     return points[(points**2).sum(1).argsort(descending=True, stable=True)]
@@ -234,6 +234,13 @@ class _Search:
             label = answer.label.cpu()
             hit = label != y if target is None else label == target
             votes += hit & answer.accepted.cpu()
-            # In float32, the loss of confident answers is 0 for all.
-            total += cross_entropy(scores.cpu().double(), y, target)
+            loss = _cross_entropy(scores.cpu().double(), y if target is None else target)
+            total += loss if target is None else -loss
         return votes * 2 > self.victim.draws, (total / self.victim.draws).nan_to_num(nan=-torch.inf)
+
+
+def _cross_entropy(scores: Tensor, classes: Tensor) -> Tensor:
+    """Cross-entropy (B,) by the log-odds of all other classes: the usual form is 0 for every confident answer."""
+    own = scores.gather(1, classes[:, None])
+    others = scores.scatter(1, classes[:, None], -torch.inf).logsumexp(1, keepdim=True)
+    return functional.softplus(others - own).squeeze(1)
