@@ -192,8 +192,8 @@ class Case:
 
     def _flips(self, success: Tensor, verb: str) -> None:
         if self.caps.minimum_norm:
-            # Choosing the fewest pixels is combinatorial: twice as many are allowed.
-            reach = 2.0 if self.norm == "l0" else REACH
+            # Attacks that count channel values touch up to as many pixels for each of the fewest as it has channels.
+            reach = float(self.problem.batch.x.shape[1]) if self.norm == "l0" else REACH
             far = self.reached(self.main.x) > self.problem.radius * reach
             missed = int((far | ~success).sum())
             require(missed == 0, f"{missed} of {len(far)} images were not {verb} within {reach} times the exact radius")
