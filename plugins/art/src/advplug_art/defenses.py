@@ -87,12 +87,12 @@ def total_var_min(
 
 
 def gaussian_augmentation(
-    sigma: Annotated[float, Param("standard deviation in pixel units; ART: 1", gt=0)] = 0.1,
+    sigma: Annotated[float, Param("standard deviation in pixel units; ART: 1", gt=0)] = 0.05,
     draws: Draws = 8,
 ) -> Defense:
     """Noise on every query, clipped to [0, 1]; its gradient is exact.
 
-    ART's default of 1 is the width of the whole range of pixels and drowns every image; here it is 0.1.
+    ART's default of 1 is the width of the whole range of pixels and drowns every image; here it is 0.05.
     """
     import numpy as np
     from art.defences.preprocessor import GaussianAugmentation
