@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from advplug.ball import columns
-from advplug.contracts import Batch, Threat
+from advplug.contracts import Batch, Targeted, Threat
 from advplug.errors import CellFailure
 from advplug.perturbations import MinimumNorm
 from advplug.wrapping import AsModule
@@ -63,6 +64,8 @@ class Call:
         """
         if threat.eps < self._least(threat) and not isinstance(threat.perturbation, MinimumNorm):
             return part.x
+        if not isinstance(threat.goal, Targeted):
+            part = replace(part, target=None)
         setting = Setting(module, part, threat, self.given)
         arguments = self.row.arguments(self.given, threat.eps)
         extra = ARGUMENTS.get(self.row.attack)
@@ -71,7 +74,10 @@ class Call:
         gray = self.row.colour and part.x.shape[1] == 1
         around = Around(module, self.row, gray) if gray or self.row.positive else module
         attack = getattr(self.library, self.row.attack)(around, **arguments)
-        made = RUNS.get(self.row.attack, self._run)(attack, setting)
+        with warnings.catch_warnings():
+            # NumPy 2 warns of how SparseFool turns a tensor into an array.
+            warnings.filterwarnings("ignore", "__array__ implementation doesn't accept", DeprecationWarning)
+            made = RUNS.get(self.row.attack, self._run)(attack, setting)
         made = made.detach()[:, :1] if gray else made.detach()
         finite = made.flatten(1).isfinite().all(1)
         return torch.where(columns(finite, made), made, part.x.to(made))
