@@ -84,7 +84,7 @@ ROWS: tuple[Row, ...] = (
         ("linf", "l2"), given=("norm", "batch_size", "verbose"), arguments=_geoda, **_DECISION,
         params=(
             queries(4000), whole("sub_dim", 10, "low frequencies a side"),
-            positive("bin_search_tol", 0.1, "L2 distance at which the boundary counts as found"),
+            positive("bin_search_tol", 0.001, "L2 distance at which the boundary counts as found (ART: 0.1)"),
             positive("lambda_param", 0.6, "how queries grow from one gradient to the next", le=0.999),
             positive("sigma", 0.0002, "size of the noise"),
         ),

@@ -69,7 +69,7 @@ ROWS: tuple[Row, ...] = (
         "fgm", _EVASION + "FastGradientMethod",
         "Fast gradient method: one step of length eps",
         "Goodfellow et al. 2014, arXiv 1412.6572",
-        ("linf", "l2", "l1"), goals=BOTH, strength=Strength.ONE_STEP,
+        ("linf", "l2"), goals=BOTH, strength=Strength.ONE_STEP,
         given=("norm", "eps", "targeted", "batch_size"), arguments=_fgm,
     ),
     Row(

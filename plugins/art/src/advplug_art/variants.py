@@ -43,13 +43,33 @@ def apgd(estimator: Any, **arguments: Any) -> Any:
 def acg(estimator: Any, **arguments: Any) -> Any:
     from art.attacks.evasion import AutoConjugateGradient
 
-    return AutoConjugateGradient(estimator, **_with_loss(estimator, arguments))
+    return _signed(AutoConjugateGradient(estimator, **_with_loss(estimator, arguments)))
 
 
 def reacg(estimator: Any, **arguments: Any) -> Any:
     from art.attacks.evasion import RescalingAutoConjugateGradient
 
-    return RescalingAutoConjugateGradient(estimator, **_with_loss(estimator, arguments))
+    return _signed(RescalingAutoConjugateGradient(estimator, **_with_loss(estimator, arguments)))
+
+
+class _Signs:
+    """In the place of ART's mask, which directions are multiplied with: leaves their signs."""
+
+    __array_ufunc__ = None  # so that NumPy leaves the product to __rmul__
+
+    def astype(self, _dtype: Any) -> _Signs:
+        return self
+
+    def __rmul__(self, direction: Array) -> Array:
+        signs: Array = np.sign(direction)
+        return signs
+
+
+def _signed(attack: Any) -> Any:
+    """In L-inf, ART computes the sign of the conjugate gradient and then steps along the gradient as it is."""
+    if attack.norm != np.inf:
+        return attack
+    return Made(lambda x, y: attack.generate(x, y, mask=_Signs()))
 
 
 def _with_loss(estimator: Any, arguments: dict[str, Any]) -> dict[str, Any]:
