@@ -68,7 +68,7 @@ def total_var_min(
     """Optimises each channel of each image; attacked with the identity's gradient, averaged over draws.
 
     ART's weight of 0.5 smooths small images away: on handwritten digits it costs a linear model 15 points of clean
-    accuracy, 0.1 costs none. Its derivative loses the sign of differences in odd norms above 1, and with Newton-CG
+    accuracy, 0.1 less than one. Its derivative loses the sign of differences in odd norms above 1, and with Newton-CG
     it takes hundreds of times as long, so neither is offered.
     """
     import numpy as np
