@@ -43,7 +43,7 @@ def description(entry: Entry) -> str:
     if entry.spec.paper:
         lines.append(f"  paper: {entry.spec.paper}")
     caps = entry.describe()["caps"]
-    lines += [f"  {name.replace('_', ' ')}: {_shown(value)}" for name, value in caps.items()]
+    lines += [f"  {name.replace('_', ' ')}: {_shown(value)}" for name, value in caps.items() if value not in (None, [])]
     params = entry.params()
     if isinstance(entry.spec.caps, AttackCaps):
         lines.append(

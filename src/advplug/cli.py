@@ -21,6 +21,7 @@ def cli(debug: bool) -> None:
 
     \b
     advplug eval --model resnet18 --attack ifgsm --defense prune
+    advplug transfer --model cnn --model resnet18
     advplug list attacks
     advplug info attack pgd
     """
@@ -37,21 +38,13 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return apply
 
 
-@cli.command("eval")
-@_options(
-    click.option("-m", "--model", "models", multiple=True, required=True, metavar="MODEL",
-                 help="Model to attack: a name, torchvision:NAME@TAG, file:PATH#arch=NAME or py:MODULE:FACTORY."),
-    click.option("-a", "--attack", "attacks", multiple=True, metavar="ATTACK",
-                 help="Attack, like ifgsm or pgd:steps=40,eps=8/255. Default: the standard protocol."),
-    click.option("-d", "--defense", "defenses", multiple=True, metavar="DEFENSE",
-                 help="Defense, like prune:ratio=0.4; A+B stacks two. Default: none."),
+_RUN = (
     click.option("-e", "--eps", "budgets", multiple=True, metavar="EPS",
                  help="Budget, like 8/255 or l2:0.5. Default: the dataset's customary one."),
     click.option("--dataset", "datasets", multiple=True, default=("digits",), show_default=True, metavar="DATASET",
                  help="Dataset: a name, folder:PATH, npz:PATH."),
     click.option("-n", "limit", type=int, metavar="N", help="Number of test images. Default: the dataset's own."),
     click.option("--seed", type=int, default=0, show_default=True, help="Seed of training and attacks."),
-    click.option("--no-baseline", is_flag=True, help="Leave out the undefended baseline."),
     click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("advplug-results"),
                  show_default=True, metavar="DIR", help="Folder that keeps the results; runs resume from it."),
     click.option("--fresh", is_flag=True, help="Forget what the folder holds and compute everything anew."),
@@ -61,29 +54,75 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
                  help="auto, cpu, cuda, cuda:1 or mps."),
     click.option("--batch-size", type=int, default=128, show_default=True,
                  help="Images per pass; halved by itself when memory runs out."),
-    click.option("--audit", type=click.Choice(["none", "quick", "full"]), default="quick", show_default=True,
-                 help="Health checks: on 64 images, on all, or none (nothing can then be trusted)."),
     click.option("--offline", is_flag=True, help="Never touch the network."),
     click.option("-q", "--quiet", is_flag=True, help="No progress and no notes on standard error."),
     click.option("-v", "--verbose", is_flag=True, help="Log what happens, and show warnings of libraries."),
 )  # fmt: skip
-def evaluate(
-    output: Path, as_json: bool, dry_run: bool, quiet: bool, verbose: bool, no_baseline: bool, **given: Any
-) -> None:
+
+
+@cli.command("eval")
+@_options(
+    click.option("-m", "--model", "models", multiple=True, required=True, metavar="MODEL",
+                 help="Model to attack: a name, torchvision:NAME@TAG, file:PATH#arch=NAME or py:MODULE:FACTORY."),
+    click.option("-a", "--attack", "attacks", multiple=True, metavar="ATTACK",
+                 help="Attack, like ifgsm or pgd:steps=40,eps=8/255. Default: the standard protocol."),
+    click.option("-d", "--defense", "defenses", multiple=True, metavar="DEFENSE",
+                 help="Defense, like prune:ratio=0.4; A+B stacks two. Default: none."),
+    click.option("--no-baseline", is_flag=True, help="Leave out the undefended baseline."),
+    click.option("--audit", type=click.Choice(["none", "quick", "full"]), default="quick", show_default=True,
+                 help="Health checks: on 64 images, on all, or none (nothing can then be trusted)."),
+    *_RUN,
+)  # fmt: skip
+def evaluate(no_baseline: bool, **given: Any) -> None:
     """Evaluate models under attack, with and without defenses.
 
     A repeated option is an axis: every model meets every defense, attack and budget. Finished cells are
     kept in the output folder, and the same command again computes only what is missing.
     """
-    from advplug.errors import CellFailure
-    from advplug.session import Request, execute, plan
+    from advplug.console import show
+    from advplug.session import plan
 
-    request = Request(output=output, baseline=not no_baseline, command=_command_line(), **given)
+    _run(plan, show, baseline=not no_baseline, **given)
+
+
+@cli.command("transfer")
+@_options(
+    click.option("-m", "--model", "models", multiple=True, required=True, metavar="MODEL",
+                 help="Model, or MODEL+DEFENSE; give at least two."),
+    click.option("-a", "--attack", default="pgd:steps=40", show_default=True, metavar="ATTACK",
+                 help="Attack that crafts the images."),
+    *_RUN,
+)  # fmt: skip
+def transfer(attack: str, **given: Any) -> None:
+    """Craft on each model, judge on each: a matrix of robust accuracies.
+
+    The diagonal is the attack on the model itself. Images are crafted once a model.
+    """
+    from advplug.console import show_transfer
+    from advplug.session import plan_transfer
+
+    _run(lambda request: plan_transfer(request, attack), show_transfer, audit="none", **given)
+
+
+def _run(
+    plan: Callable[[Any], list[Any]],
+    show: Callable[[Any, bool, bool], None],
+    output: Path,
+    as_json: bool,
+    dry_run: bool,
+    quiet: bool,
+    verbose: bool,
+    **given: Any,
+) -> None:
+    from advplug.errors import CellFailure
+    from advplug.session import Request, execute
+
+    request = Request(output=output, command=_command_line(), **given)
     sweeps = plan(request)
     if dry_run:
         _print_plan(sweeps, output, request.fresh, as_json)
         return
-    from advplug.console import console_progress, quieten, show
+    from advplug.console import console_progress, quieten
 
     quieten(verbose)
     with console_progress(quiet) as progress:

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -71,10 +71,21 @@ class _Bar:
         self._bar.console.print(text, markup=False, highlight=False)
 
 
+def show_transfer(result: RunResult, as_json: bool, quiet: bool) -> None:
+    """Like `show`, with one matrix a dataset and threat in place of the list of cells."""
+    from advplug.transfer_table import render
+
+    _print(result, as_json, quiet, render)
+
+
 def show(result: RunResult, as_json: bool, quiet: bool) -> None:
     """Prints the result; with `as_json`, standard output holds nothing but one JSON object."""
     from advplug.table import render
 
+    _print(result, as_json, quiet, render)
+
+
+def _print(result: RunResult, as_json: bool, quiet: bool, render: Callable[[RunResult], str]) -> None:
     click.echo(json.dumps(result.to_json(), indent=2, allow_nan=False) if as_json else render(result))
     if not quiet and not as_json and result.run.output:
         click.echo(f"kept in {result.run.output}: the same command again computes only what is missing", err=True)

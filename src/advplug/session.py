@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from advplug.budgets import parse_budget
 from advplug.errors import UsageError
-from advplug.matrix import Axes, Bound, Sweep, bind, bind_stack, expand
-from advplug.parse import parse_reference, parse_stack
+from advplug.matrix import THREAT_KEYS, Axes, Bound, Sweep, bind, bind_stack, expand
+from advplug.parse import Reference, parse_reference, parse_stack, parse_victim
 from advplug.registry import Registry, registry
 from advplug.results import RunInfo, RunResult
 from advplug.versions import versions
@@ -68,6 +68,38 @@ def plan(request: Request) -> list[Sweep]:
         baseline=request.baseline,
     )
     return expand(axes, known)
+
+
+def plan_transfer(request: Request, attack: str) -> list[Sweep]:
+    """The sweeps of a transfer matrix: images crafted on each of `request.models` by `attack`, judged on each.
+
+    A model here may be written with defenses, `resnet18+prune`. Raises UsageError.
+    """
+    plan(replace(request, models=("cnn",), attacks=(), budgets=()))  # what every request has to get right
+    known = registry()
+    victims = {str(v): v for v in map(parse_victim, map(str, request.models))}
+    if len(victims) < 2:
+        raise UsageError("a transfer matrix needs at least two different models: repeat -m")
+    if request.defenses:
+        raise UsageError("write a defense with its model here, like -m resnet18+prune")
+    inner = parse_reference(attack)
+    threat = tuple((k, v) for k, v in inner.params if k in THREAT_KEYS)
+    crafted = str(inner.without(*THREAT_KEYS))
+    sources = [Reference("transfer", (("from", name), ("attack", crafted), *threat)) for name in victims]
+    sweeps: list[Sweep] = []
+    for victim in victims.values():
+        axes = Axes(
+            datasets=tuple(_bound(known, "dataset", d) for d in request.datasets),
+            models=(bind(known, "model", victim.model),),
+            defenses=(bind_stack(known, victim.defense),),
+            attacks=tuple(sources),
+            budgets=tuple(parse_budget(e) for e in request.budgets),
+            seeds=(request.seed,),
+            limit=request.limit,
+            baseline=False,
+        )
+        sweeps += expand(axes, known)
+    return sweeps
 
 
 def _bound(known: Registry, kind: str, item: str | Bound) -> Bound:

@@ -40,7 +40,7 @@ def _metric(name: str, interval: bool = False) -> Callable[[Cell], str]:
 
 def render(result: RunResult) -> str:
     """The whole result as text; columns that say the same in every row are written above the table."""
-    parts = [_cells(result.cells), _threats(result.threats), *_remarks(result)]
+    parts = [_cells(result.cells), _threats(result.threats), *remarks(result)]
     return "\n\n".join(p for p in parts if p)
 
 
@@ -121,7 +121,8 @@ def grid(title: str, header: Row, rows: Sequence[Row]) -> str:
     return "\n".join([title, *(line.rstrip() for line in buffer.getvalue().splitlines())]).strip("\n")
 
 
-def _remarks(result: RunResult) -> list[str]:
+def remarks(result: RunResult) -> list[str]:
+    """What has to be said below the tables, as one paragraph or none."""
     lines: list[str] = []
     for cell in result.cells:
         if cell.status != "ok":
