@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,8 +16,10 @@ from torch import Tensor, nn
 from advplug.builtin.geometric import deepfool
 from advplug.contracts import Batch, Crafted, Gradient, MinimumNorm, Targeted, Threat, Untargeted, Wrap
 from advplug.errors import UsageError
+from advplug.evidence import Evidence
 from advplug.testing import check_attack
 from advplug.victim import Victim
+from cli_tools import CNN, QUICK, evaluate, stored
 from linear import Affine, Function, problem, stream, wrong
 
 NORMS = ("l2", "linf")
@@ -292,3 +297,21 @@ def test_agrees_with_torchattacks_image_by_image() -> None:
     assert made.trace is not None
     assert made.trace.steps.max() > 2
     torch.testing.assert_close(made.x, theirs, rtol=0, atol=1e-4)
+
+
+def test_one_run_from_the_command_line_answers_for_every_budget(tmp_path: Path) -> None:
+    found = evaluate(
+        "-m", CNN, "-a", "deepfool", "-e", "l2:1/20", "-e", "l2:1/4", "-e", "l2:8", *QUICK, output=tmp_path
+    )
+    kept = {}
+    for _, cell, evidence, _ in stored(tmp_path).values():
+        assert evidence is not None
+        kept[json.loads(cell)["eps"]] = Evidence.from_bytes(evidence)
+    for cell in found["cells"]:
+        assert cell["status"] == "ok"
+        eps, seen = float(Fraction(cell["eps"])), kept[cell["eps"]]
+        assert seen.found is not None
+        assert seen.violations == 0
+        assert np.isfinite(seen.found).all()
+        assert cell["metrics"]["robust_accuracy"]["value"] == pytest.approx((seen.found > eps).mean())
+    assert found["cells"][-1]["metrics"]["robust_accuracy"]["value"] == 0

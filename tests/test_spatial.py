@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from advplug.builtin.geometric import spatial
 from advplug.contracts import Batch, Crafted, Targeted, Threat, Trace, Untargeted, Wrap
@@ -17,6 +18,7 @@ from advplug.errors import UsageError
 from advplug.spatial import Ranges, Spatial, _cross_entropy, transformed
 from advplug.testing import check_attack
 from advplug.victim import Victim
+from cli_tools import CNN, QUICK, evaluate
 from linear import Function, stream
 
 ONE = Fraction(1)
@@ -203,6 +205,29 @@ def test_the_grid_has_all_combinations_once(scale: float, count: int) -> None:
     assert len(table[:, 3].unique()) == (5 if scale else 1)
 
 
+def test_agrees_with_a_search_image_by_image_and_try_by_try() -> None:
+    with stream().as_global("net"):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.Tanh(), nn.Linear(32, 5)).eval()
+    x = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(4))
+    batch = replace(batch_of(x), y=net(x).argmax(1))
+    attack = spatial(shift=0, angle=8, method="random", tries=60)
+    made = run(attack, Victim(net, 5, batch_size=16), batch)
+    assert made.applied is not None
+    table, fooled = attack._table(batch, 1.0, stream()), []
+    for i, y in enumerate(batch.y):
+        tried = torch.cat([transformed(x[i : i + 1], values[None]) for values in table[i]])
+        with torch.no_grad():
+            logits = net(tried)
+        hit = logits.argmax(1) != y
+        loss = nn.functional.cross_entropy(logits, y.expand(len(tried)), reduction="none")
+        best = hit.int().argmax() if hit.any() else loss.argmax()
+        assert torch.equal(made.applied[i], table[i, best])
+        torch.testing.assert_close(made.x[i], tried[best], rtol=0, atol=1e-6)
+        fooled.append(bool(hit.any()))
+    assert 0 < sum(fooled) < 6
+    assert trace_of(made).any_iterate.tolist() == fooled  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(("place", "axis", "sign"), [((2, 5), 0, 1), ((2, 1), 0, -1), ((4, 3), 1, 1), ((0, 3), 1, -1)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_finds_the_one_shift_that_fools(channels: int, place: tuple[int, int], axis: int, sign: int) -> None:
@@ -256,7 +281,7 @@ def test_survivors_get_the_highest_loss_and_confident_ones_too() -> None:
 def test_cross_entropy_is_the_usual_one_and_more_precise() -> None:
     scores = torch.randn(20, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
     y = torch.arange(20) % 5
-    usual = torch.nn.functional.cross_entropy(scores, y, reduction="none")
+    usual = nn.functional.cross_entropy(scores, y, reduction="none")
     torch.testing.assert_close(_cross_entropy(scores, y), usual)
     sure = _cross_entropy(torch.tensor([[300.0, 0.0], [301.0, 0.0]]).double(), torch.tensor([0, 0]))
     assert sure.tolist() == pytest.approx([math.exp(-300), math.exp(-301)], rel=1e-9)
@@ -358,3 +383,15 @@ def test_wrong_use() -> None:
             spatial(scale=0.1, scales=scales)
     empty = batch_of(torch.zeros(0, 1, 8, 8))
     assert len(run(spatial(), looks_at(0, 0), empty).x) == 0
+
+
+def test_runs_from_the_command_line_at_several_budgets(tmp_path: Path) -> None:
+    budgets = ("-e", "spatial:0", "-e", "spatial:1/2", "-e", "spatial:1")
+    found = evaluate("-m", CNN, "-a", "spatial:shift=0.25,scale=0.2,scales=3", *budgets, *QUICK, output=tmp_path)
+    cells = found["cells"]
+    assert [(c["status"], c["norm"], c["eps"]) for c in cells] == [("ok", "spatial", e) for e in ("0", "1/2", "1")]
+    accuracy = [c["metrics"]["robust_accuracy"]["value"] for c in cells]
+    assert accuracy[0] == cells[0]["metrics"]["clean_accuracy"]["value"]
+    assert accuracy[0] >= accuracy[1] >= accuracy[2]
+    assert accuracy[0] > accuracy[2]
+    assert not [f for c in cells for f in c["flags"] if f["name"] == "perturbation-violation"]

@@ -164,7 +164,8 @@ class _Search:
         x = self.x[there]
         lead, gradient = self._linearised(x, part)
         usable = gradient.flatten(2).isfinite().all(2) & lead.isfinite()
-        gradient = torch.where(usable.view(*usable.shape, *[1] * (x.dim() - 1)), gradient, 0)
+        if not bool(usable.all()):  # gradients of all pairs are large: no copy without need
+            gradient = torch.where(usable.view(*usable.shape, *[1] * (x.dim() - 1)), gradient, 0)
         flat = usable.all(0) & ~gradient.flatten(2).any(2).any(0)
         if late:
             gradient = gradient.masked_fill(((x <= 0) & (gradient < 0)) | ((x >= 1) & (gradient > 0)), 0)
@@ -242,10 +243,12 @@ def _gradients(values: Tensor, point: Tensor) -> Tensor:
 
 def _length(gradient: Tensor, order: float) -> Tensor:
     """The norms (m, n) of gradients (m, n, ...), scaled first: squares of small gradients underflow in float32."""
-    flat = gradient.flatten(2)
-    largest = flat.abs().amax(2)
-    length: Tensor = torch.linalg.vector_norm(flat / largest.clamp_min(1e-30)[..., None], order, dim=2) * largest
-    return length
+    lengths = []
+    for one in gradient.flatten(2):
+        largest = one.abs().amax(1)
+        scaled = one / largest.clamp_min(1e-30)[:, None]
+        lengths.append(torch.linalg.vector_norm(scaled, order, dim=1) * largest)
+    return torch.stack(lengths)
 
 
 def _smallest(found: Sequence[_Search]) -> Crafted:
