@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 CONSTRAINED := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 # Errors only; modules are compiled when they are first imported, which halves the time of an installation.
 INSTALL := $(CONSTRAINED) $(BIN)/python -m pip install --disable-pip-version-check -qq --no-compile
+# It pins a release of requests from 2020, which would drag others along.
+TORCHATTACKS := $(INSTALL) --no-deps torchattacks
 MANIFESTS := pyproject.toml requirements.txt constraints.txt $(wildcard plugins/*/pyproject.toml)
 
 .PHONY: demo install dev test test-slow lint format bench clean
@@ -23,11 +25,13 @@ $(BIN)/python:
 $(VENV)/.installed: $(MANIFESTS) | $(BIN)/python
 	@echo "Installing advplug and its plugins into $(VENV), about a minute ..." >&2
 	$(INSTALL) -r requirements.txt
+	$(TORCHATTACKS)
 	@touch $@
 
 $(VENV)/.installed-dev: $(MANIFESTS) | $(BIN)/python
 	@echo "Installing advplug, its plugins and the development tools into $(VENV), about a minute ..." >&2
 	$(INSTALL) -r requirements.txt -e '.[dev]'
+	$(TORCHATTACKS)
 	@touch $@ $(VENV)/.installed
 
 # The tests' tensors are small: threads would wait for each other most of the time.
