@@ -94,11 +94,15 @@ class Case:
 
     @cached_property
     def problem(self) -> LinearProblem:
-        return linear_problem(self.norm if self.closed else "linf", classes=self._classes)
+        return linear_problem(self.norm if self.closed else "linf", classes=self._classes, targeted=self._targeted_only)
 
     @property
     def _classes(self) -> int:
         return min(max(5, self.caps.min_classes), self.caps.max_classes or 5)
+
+    @property
+    def _targeted_only(self) -> bool:
+        return "untargeted" not in self.caps.goals
 
     @property
     def closed(self) -> bool:
@@ -137,7 +141,9 @@ class Case:
         return self.craft()
 
     def flipped(self, x: Tensor) -> Tensor:
-        return self.problem.victim().decide(x).label != self.problem.batch.y[: len(x)]
+        """What succeeded: wrong answers, or the target for attacks that know no other goal."""
+        label, target = self.problem.victim().decide(x).label, self.problem.batch.target
+        return label != self.problem.batch.y if target is None else label == target
 
     def runs(self) -> None:
         crafted, x = self.main, self.problem.batch.x
@@ -245,9 +251,10 @@ class Case:
 
     @cached_property
     def elsewhere(self) -> Elsewhere:
-        """A run on a net with one channel and images neither square nor even, and what it left changed."""
-        module = fragile(classes=self.problem.classes)
-        batch = fragile_batch(module)
+        """A run on a net with one channel, if it may, and images neither square nor even, and what it left changed."""
+        channels = 1 if self.caps.channels is None or 1 in self.caps.channels else self.caps.channels[0]
+        module = fragile(channels, classes=self.problem.classes)
+        batch = fragile_batch(module, shape=(channels, 9, 7))
         # As a user may hand it over: gradients present, one parameter frozen.
         with_gradients(module, lambda m: m(batch.x).sum())
         next(iter(module.parameters())).requires_grad_(False)
