@@ -306,6 +306,28 @@ def test_images_that_are_too_small_or_too_large_are_refused() -> None:
         run("ta.jsma", victim, batch, "l0", Fraction(4))
 
 
+OPTIONS = [
+    (name, spec.name, value)
+    for name in NAMES
+    for spec in registry().get("attack", name).params()
+    for value in (spec.choices or ([not spec.default] if spec.kind == "bool" else []))
+    if value not in (spec.default, "plus")  # all of AutoAttack's parts: it takes long
+]
+
+
+@pytest.mark.parametrize(("name", "option", "value"), OPTIONS)
+def test_choices_and_switches_change_what_is_done(name: str, option: str, value: Any) -> None:
+    norm = "linf" if "linf" in caps_of(name).norms else sorted(caps_of(name).norms)[0]
+    short = CHEAP | {"ta.apgd": {"steps": 10}, "ta.pixle": {"restarts": 2, "patch_max": 3}}
+    done = []
+    for chosen in ({}, {option: value}):
+        problem = linear_problem(norm)
+        victim = problem.victim()
+        x = run(name, victim, problem.copy(), norm, problem.eps, **short.get(name, {}), **chosen).x
+        done.append((x, victim.passes.forward))
+    assert not torch.equal(done[0][0], done[1][0]) or done[0][1] != done[1][1]
+
+
 # --- budgets and queries -------------------------------------------------------------------------
 
 

@@ -148,7 +148,7 @@ SMALLEST = [
         "Carlini and Wagner 2016, arXiv 1608.04644", norms=("l2",), minimum_norm=True, budget=None, coupled=True,
         positive=True, strength=Strength.ONE_STEP,
         params=(number("c", 1.0, "weight of the loss against the distance", gt=0),
-                number("kappa", 0.0, "margin that is sought", ge=0), steps(200),
+                steps(200),
                 number("lr", 0.01, "learning rate", gt=0))),
     Row("eadl1", "EADL1", "Elastic-net attack that keeps the success of smallest L1 norm", EAD, norms=("l1",),
         minimum_norm=True, budget=None, coupled=True, positive=True, strength=Strength.ONE_STEP, params=EAD_PARAMS),
