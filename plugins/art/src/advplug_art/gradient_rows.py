@@ -142,10 +142,10 @@ ROWS: tuple[Row, ...] = (
         "cw-linf", _EVASION + "CarliniLInfMethod",
         "Carlini and Wagner, L-inf",
         "Carlini and Wagner 2016, arXiv 1608.04644",
-        ("linf",), goals=BOTH, minimum_norm=True,
+        ("linf",), goals=BOTH, strength=Strength.FLOOR, minimum_norm=True,
         renamed={"steps": "max_iter", "lr": "learning_rate"},
         params=(
-            whole("steps", 10, "descent steps for each constant"), _CW_PARAMS[2],
+            whole("steps", 30, "descent steps for each constant (ART: 10)"), _CW_PARAMS[2],
             positive("decrease_factor", 0.9, "how the allowed distance shrinks after a success", le=0.999),
             positive("initial_const", 1e-5, "first weight of the misclassification term"),
             positive("largest_const", 20.0, "largest weight that is tried"),
@@ -153,7 +153,7 @@ ROWS: tuple[Row, ...] = (
         ),
     ),
     Row(
-        "cw-l0", _EVASION + "CarliniL0Method",
+        "cw-l0", _OURS + "cw_l0",
         "Carlini and Wagner, L0: one value less after each L2 run, for small images",
         "Carlini and Wagner 2016, arXiv 1608.04644",
         ("l0",), goals=BOTH, minimum_norm=True, renamed=_CW,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from advplug.errors import UsageError
-from advplug_art.estimators import Array, Handle
+from advplug_art.estimators import Array, Flat, Handle, classifier
 from advplug_art.rows import UNLIMITED
 
 Generate = Callable[[Array, Array], Array]
@@ -87,8 +87,6 @@ def autoattack(
     """ART's four attacks, built here because ART would let them draw progress bars; Square asks the deployed system."""
     from art.attacks.evasion import AutoAttack, DeepFool, SquareAttack
 
-    from advplug_art.estimators import classifier
-
     shared = {"norm": norm, "eps": eps, "batch_size": batch_size, "verbose": False}
     descent = shared | {"eps_step": 2 * eps, "max_iter": steps, "nb_random_init": restarts}
     deployed = classifier(estimator.model.deployed(), estimator.input_shape, estimator.nb_classes)
@@ -109,6 +107,21 @@ def deepfool(estimator: Any, nb_grads: int, **arguments: Any) -> Any:
     if nb_grads >= estimator.nb_classes:
         return attack
     return Made(lambda x, y: np.concatenate([attack.generate(x[i : i + 1]) for i in range(len(x))]))
+
+
+def cw_l0(estimator: Any, **arguments: Any) -> Made:
+    """Handed values in place of channels: ART gives up as many values as there are channels, and then stops."""
+    from art.attacks.evasion import CarliniL0Method
+
+    shape = estimator.input_shape
+    flat = (math.prod(shape), 1, 1)
+    attack = CarliniL0Method(classifier(Flat(estimator.model.module, shape), flat, estimator.nb_classes), **arguments)
+
+    def generate(x: Array, y: Array) -> Array:
+        made: Array = attack.generate(x.reshape(len(x), *flat), y)
+        return made.reshape(x.shape)
+
+    return Made(generate)
 
 
 def jsma(estimator: Any, targeted: bool, **arguments: Any) -> Made:
@@ -223,7 +236,7 @@ def cosines(count: int, height: int, width: int) -> Array:
 
     def one(size: int) -> Array:
         k, i = np.arange(min(count, size)), np.arange(size)[:, None]
-        wave = np.cos((2 * i + 1) * k * np.pi / (2 * size)) * np.sqrt(2 / size)
+        wave: Array = np.cos((2 * i + 1) * k * np.pi / (2 * size)) * np.sqrt(2 / size)
         wave[:, 0] /= np.sqrt(2)
         return wave
 
