@@ -97,8 +97,8 @@ class Call:
         )
 
 
-BEYOND = 1e-4
-"""By which share FMN's radii are stretched."""
+BEYOND = 0.01
+"""By which share FMN's radii are stretched (DeepFool overshoots by 0.02)."""
 
 
 @contextmanager
@@ -106,9 +106,10 @@ def _fmn() -> Iterator[None]:
     """FMN's projections, without two faults of theirs.
 
     In L0, one changed value that is enough for every image of the batch makes it index an empty tensor: a radius of 0
-    is taken for 1, which is what it does itself while any image needs more. In the other norms the estimated radius
-    of an image not yet fooled ends on the boundary itself: where the logits are linear, rounding decides whether it
-    is ever crossed. A hair more crosses it.
+    is taken for 1, which is what it does itself while any image needs more. In the other norms the radius of an image
+    not yet fooled is estimated to end on the boundary itself, and where the logits are linear nearby it may never be
+    crossed: with adv-lib's own projections 4 of 16 handwritten digits are fooled in L2, with these 16, as by DDN. A
+    success still counts by its own size, and radii still shrink after it.
     """
     home: Any = importlib.import_module("adv_lib.attacks.fast_minimum_norm")
     l0, names = home.l0_projection_, ("l1_projection_", "l2_projection_", "linf_projection_")
