@@ -89,7 +89,7 @@ def digits() -> tuple[Victim, Batch]:
     held = Batch(x[1400:], y[1400:], torch.arange(1400, len(y)))
     right = net(held.x).argmax(1) == held.y
     assert right.float().mean() > 0.8
-    return Victim(net, 10), held.take(right.nonzero().flatten()[:12])
+    return Victim(net, 10), held.take(right.nonzero().flatten()[:8])
 
 
 def random_victim(classes: int, shape: tuple[int, int, int] = (3, 8, 8), images: int = 3) -> tuple[Victim, Batch]:
@@ -103,9 +103,7 @@ def random_victim(classes: int, shape: tuple[int, int, int] = (3, 8, 8), images:
 # --- a small trained net -------------------------------------------------------------------------
 
 
-def test_all_finish_and_flip_an_image_on_a_small_net(
-    digits: tuple[Victim, Batch], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_all_finish_and_flip_an_image_on_a_small_net(digits: tuple[Victim, Batch]) -> None:
     victim, batch = digits
     lines, flipped = [], []
     for name in NAMES:
@@ -118,8 +116,7 @@ def test_all_finish_and_flip_an_image_on_a_small_net(
         flipped += [name] if flips else []
         row = f"{name:14s} ok {norm:12s} {flips:2d} of {len(batch)} {seconds:6.2f} s {asked:7.1f} images asked"
         lines.append(row)
-    with capsys.disabled():
-        print("\n" + "\n".join(lines))
+    print("\n".join(lines))  # pytest -s shows it
     assert len(NAMES) == 36
     assert set(NAMES) - set(flipped) <= {"ta.gn"}  # noise proves nothing
 
@@ -225,7 +222,7 @@ def test_a_vanished_gradient_leaves_the_image_alone(name: str, digits: tuple[Vic
 @pytest.mark.parametrize("classes", [2, 3, 100])
 def test_class_counts(classes: int) -> None:
     """Ten are above."""
-    victim, batch = random_victim(classes, images=2)
+    victim, batch = random_victim(classes, images=1)
     short = CHEAP | {"ta.autoattack": {"version": "rand"}, "ta.apgd": {"steps": 10}}
     for name in NAMES:
         caps = caps_of(name)
@@ -311,7 +308,7 @@ OPTIONS = [
     for name in NAMES
     for spec in registry().get("attack", name).params()
     for value in (spec.choices or ([not spec.default] if spec.kind == "bool" else []))
-    if value not in (spec.default, "plus")  # all of AutoAttack's parts: it takes long
+    if value != spec.default and name != "ta.autoattack"  # which takes long
 ]
 
 
