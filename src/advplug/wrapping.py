@@ -75,6 +75,9 @@ class AsModule(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.limit is not None and self.asked + len(x) > self.limit:
+            # What the budget still allows is asked, so that results do not depend on how queries are batched.
+            if self.asked < self.limit:
+                self.forward(x[: self.limit - self.asked])
             raise QueriesSpent
         self.asked += len(x)
         x = x.to(device=self._victim.device, dtype=self._dtype or x.dtype)
