@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +17,8 @@ from advplug.errors import CellFailure
 from advplug.perturbations import MinimumNorm
 from advplug.wrapping import AsModule
 from advplug_torchattacks.rows import PREFIX, Row
+
+log = logging.getLogger("advplug")
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 TARGETS = 9
@@ -80,6 +83,9 @@ class Call:
             made = RUNS.get(self.row.attack, self._run)(attack, setting)
         made = made.detach()[:, :1] if gray else made.detach()
         finite = made.flatten(1).isfinite().all(1)
+        if not finite.all():
+            lost = int((~finite).sum())
+            log.warning("%s%s: NaN on %d images, which come back as they were", PREFIX, self.row.name, lost)
         return torch.where(columns(finite, made), made, part.x.to(made))
 
     def _least(self, threat: Threat) -> float:
