@@ -8,9 +8,10 @@ from advplug.hooks import hookimpl
 
 @hookimpl
 def advplug_attacks() -> list[Spec]:
-    from advplug.builtin import blackbox, geometric, gradient, noise, transfer
+    from advplug.builtin import autoattack, blackbox, geometric, gradient, noise, transfer
 
     return [
+        *autoattack.ATTACKS,
         *blackbox.ATTACKS,
         *geometric.ATTACKS,
         *gradient.ATTACKS,
