@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT, advplug, python
 
 from advplug import hooks
 from advplug.parse import parse_reference
@@ -14,21 +15,29 @@ from advplug.registry import Entry, registry
 from advplug.testing import check_attack, check_defense, check_plugin
 from advplug.testing.attacks import attack_results
 from advplug.testing.plugins import entry_results
-from conftest import ROOT, advplug, python
 
 REPRESENTATIVE = {"cnn", "cnn-a", "cnn-b", "resnet18", "file", "py", "torchvision"}
 """The models of a usual run; the rest of torchvision's classifiers are tried by `make test-slow`."""
 HUGE = {"regnet_y_128gf", "vit_h_14"}
 """Over 600 million parameters: three copies do not fit beside the tests."""
 
-SHORTER = {"attack 'apgd'": {"steps": 25}, "attack 'apgd-t'": {"steps": 25}}
+SHORTER = {
+    "attack 'apgd'": {"steps": 25},
+    "attack 'apgd-t'": {"steps": 25},
+    "attack 'autoattack'": {"steps": 25, "queries": 50},
+    "attack 'fab-t'": {"steps": 25},
+    "attack 'square'": {"queries": 100},
+}
 """Parameters for a usual run; `make test-slow` takes the defaults."""
 
 
 def entries() -> list[Any]:
+    """The built-in ones; the tests of every other distribution run the kit over theirs."""
     found = []
     for kind in hooks.KINDS:
         for entry in registry().entries(kind):
+            if entry.source.plugin != "builtin":
+                continue
             marks = [] if kind != "model" or entry.name in REPRESENTATIVE else [pytest.mark.slow]
             if entry.name not in HUGE:
                 found.append(pytest.param(entry, id=f"{kind}-{entry.name}", marks=marks))

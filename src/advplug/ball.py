@@ -124,8 +124,10 @@ def _project_l1(x: Tensor, x_adv: Tensor, eps: float) -> Tensor:
     threshold = breaks.gather(1, before) - missing / slope.gather(1, before).clamp_min(1)
     threshold = threshold.clamp_min(0).to(x.dtype)
     kept = torch.minimum((length - threshold).clamp_min(0), room)
-    # Rounding may leave the sum a hair above eps.
-    kept = kept * (eps / kept.sum(1, keepdim=True).clamp_min(_TINY)).clamp_max(1.0)
+    # The sum is rounded once here, and once more for every pixel when the change is added to the image.
+    slack = length.shape[1] * torch.finfo(x.dtype).eps / 4
+    total = kept.sum(1, keepdim=True).clamp_min(_TINY)
+    kept = kept * (max(eps - slack, 0.0) / total).clamp_max(1.0)
     return (x + (kept * change.sign()).view_as(x)).clamp_(0, 1)
 
 
