@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from advplug.contracts import Access, AttackCaps, Param, Spec, Strength
+from advplug.builtin.gradient import Precision, apgd, apgd_t
+from advplug.contracts import Access, AttackCaps, Param, Spec, Strength, Targeted
 
 if TYPE_CHECKING:
+    from advplug.cascade import Cascade, Part
+    from advplug.contracts import Goal
     from advplug.fab import FabT
+    from advplug.victim import Victim
 
 
 def fab_t(
@@ -25,7 +29,51 @@ def fab_t(
     return FabT(steps, n_targets, alpha_max, eta, beta)
 
 
+def autoattack(
+    steps: Annotated[int, Param("steps of each gradient part and target", ge=1)] = 100,
+    n_targets: Annotated[int, Param("wrong classes that apgd-t and fab-t try, best-scoring first", ge=1)] = 9,
+    queries: Annotated[int, Param("questions an image that square may ask", ge=1)] = 5000,
+    draws: Annotated[int, Param("samples a gradient of a randomised victim is averaged over", ge=1)] = 20,
+    precision: Precision = "auto",
+) -> Cascade:
+    """apgd-ce, apgd-t, fab-t and square; for randomised victims apgd-ce and apgd-dlr."""
+    from advplug.cascade import Cascade, Part
+    from advplug.square import Square
+
+    def choose(victim: Victim, goal: Goal) -> tuple[Part, ...]:
+        if victim.stochastic:
+            # The published version for randomised victims ("rand"); the ratio loss needs 3 classes, targeted 4.
+            second: Literal["dlr", "margin"] = (
+                "dlr" if victim.classes >= (4 if isinstance(goal, Targeted) else 3) else "margin"
+            )
+            return (
+                Part("apgd-ce", apgd(steps, draws=draws, precision=precision)),
+                Part(f"apgd-{second}", apgd(steps, loss=second, draws=draws, precision=precision)),
+            )
+        return (
+            Part("apgd-ce", apgd(steps, precision=precision)),
+            Part("apgd-t", apgd_t(steps, n_targets=n_targets, precision=precision)),
+            Part("fab-t", fab_t(steps, n_targets)),
+            Part("square", Square(queries)),
+        )
+
+    return Cascade(choose)
+
+
 ATTACKS: list[Spec] = [
+    Spec(
+        "autoattack",
+        "advplug.builtin.autoattack:autoattack",
+        AttackCaps(
+            Access.GRADIENT,
+            frozenset({"linf", "l2"}),
+            frozenset({"untargeted", "targeted"}),
+            Strength.STRONG,
+            stochastic=True,
+        ),
+        "AutoAttack: APGD-CE, APGD-T, FAB-T and Square, each on what the others left standing",
+        "Croce and Hein 2020, arXiv 2003.01690",
+    ),
     Spec(
         "fab-t",
         "advplug.builtin.autoattack:fab_t",

@@ -1,0 +1,114 @@
+"""A cascade of attacks: each part gets the images that all parts before it left standing.
+
+AutoAttack (Croce and Hein 2020, arXiv 2003.01690) is such a cascade of four.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from advplug.contracts import Batch, Crafted, EvasionAttack, Goal, Targeted, Threat, Trace
+from advplug.errors import UsageError
+from advplug.rng import Stream
+from advplug.victim import Victim, decide_padded
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One attack of a cascade, under the name that reports use."""
+
+    name: str
+    attack: EvasionAttack
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """Runs the parts that `choose(victim, goal)` gives, in order, each on what is left; an `EvasionAttack`.
+
+    After each part the deployed system is asked which images are broken; one that answers at random breaks on an
+    image by a majority of draws. An image that no part breaks comes back as the first part left it. How many
+    images each part broke is logged (level INFO) and, for the latest call, kept in `broken`.
+    """
+
+    choose: Callable[[Victim, Goal], tuple[Part, ...]]
+    broken: dict[str, tuple[int, int]] = field(default_factory=dict, compare=False)
+
+    def __call__(self, victim: Victim, batch: Batch, threat: Threat, rng: Stream) -> Crafted:
+        """Images of the batch's shape, with the traces of all parts together.
+
+        Raises UsageError where a targeted threat comes without targets.
+        """
+        if isinstance(threat.goal, Targeted) and batch.target is None:
+            raise UsageError("a targeted attack needs Batch.target")
+        books = _Books.blank(batch)
+        self.broken.clear()
+        for part in self.choose(victim, threat.goal):
+            rows = (books.rate <= 0.5).nonzero().flatten()
+            if not len(rows):
+                break
+            some = batch.take(rows)
+            made = part.attack(victim, some, threat, rng.child(part.name))
+            rate = _rate(victim, made.x, some, threat)
+            books.enter(rows, made, rate)
+            self.broken[part.name] = (int((rate > 0.5).sum()), len(rows))
+            log.info("%s broke %d of %d images", part.name, *self.broken[part.name])
+        return Crafted(books.x, books.trace())
+
+
+@dataclass
+class _Books:
+    """What is known of each image: the best change, its success rate, and counts; all but `x` on the CPU."""
+
+    x: Tensor
+    rate: Tensor
+    bits: dict[str, Tensor]
+    counts: dict[str, Tensor]
+
+    @classmethod
+    def blank(cls, batch: Batch) -> _Books:
+        return cls(batch.x.clone(), torch.full((len(batch),), -1.0), {}, {})
+
+    def enter(self, rows: Tensor, made: Crafted, rate: Tensor) -> None:
+        """A part's images at `rows` with their success rates: those that succeed more often than before stay."""
+        better = rate > self.rate[rows]
+        self.x[rows[better].to(self.x.device)] = made.x[better.to(made.x.device)]
+        self.rate[rows] = torch.maximum(self.rate[rows], rate)
+        if made.trace is None:
+            return
+        for name in ("any_iterate", "final_iterate"):
+            value = getattr(made.trace, name)
+            if value is not None:
+                self.bits.setdefault(name, torch.zeros(len(self.rate), dtype=torch.bool))[rows] |= value
+        for name in ("steps", "zero_gradient", "nonfinite", "queries"):
+            value = getattr(made.trace, name)
+            if value is not None:
+                self.counts.setdefault(name, torch.zeros(len(self.rate), dtype=torch.long))[rows] += value
+
+    def trace(self) -> Trace:
+        return Trace(**self.bits, **self.counts)
+
+
+def _rate(victim: Victim, x: Tensor, batch: Batch, threat: Threat) -> Tensor:
+    """How often (B,) the deployed system, asked `victim.draws` times where it is randomised, is fooled."""
+    draws = victim.draws if victim.stochastic else 1
+    found = []
+    with victim.frozen():
+        for begin in range(0, len(batch), victim.batch_size):
+            piece = slice(begin, begin + victim.batch_size)
+            hits = torch.zeros(len(x[piece]))
+            for _ in range(draws):
+                answer = decide_padded(victim, x[piece], victim.batch_size)
+                if isinstance(threat.goal, Targeted) and batch.target is not None:
+                    hit = answer.label == batch.target.to(answer.label)[piece]
+                else:
+                    hit = answer.label != batch.y[piece]
+                hits += (hit & answer.accepted).cpu()
+            found.append(hits / draws)
+    return torch.cat(found)
