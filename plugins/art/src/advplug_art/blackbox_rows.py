@@ -33,8 +33,8 @@ def _zoo(setting: Setting) -> dict[str, Any]:
 
 
 def _geoda(setting: Setting) -> dict[str, Any]:
-    # What it plans with; below 500 it has no plan.
-    return {"max_iter": max(500, setting.params["queries"])}
+    # What it plans with; below 500 it has no plan. It draws its noise in batches, which must not follow the victim's.
+    return {"max_iter": max(500, setting.params["queries"]), "batch_size": 64}
 
 
 def _evolution(setting: Setting) -> dict[str, Any]:
@@ -81,7 +81,7 @@ ROWS: tuple[Row, ...] = (
         "geoda", _OURS + "geoda",
         "GeoDA: gradients of a nearly flat boundary in a subspace of low frequencies",
         "Rahmati et al. 2020, arXiv 2003.06468",
-        ("linf", "l2"), given=("norm", "batch_size", "verbose"), arguments=_geoda, **_DECISION,
+        ("linf", "l2"), given=("norm", "verbose"), arguments=_geoda, **_DECISION,
         params=(
             queries(4000), whole("sub_dim", 10, "low frequencies a side"),
             positive("bin_search_tol", 0.001, "L2 distance at which the boundary counts as found (ART: 0.1)"),

@@ -60,17 +60,6 @@ class Handle(nn.Module):
         return found[-1].to(x.device)
 
 
-class Flat(Handle):
-    """The same for images handed over as (B, C * H * W, 1, 1)."""
-
-    def __init__(self, module: AsModule, shape: tuple[int, ...]) -> None:
-        super().__init__(module)
-        self.shape = shape
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.view(len(x), *self.shape))
-
-
 def classifier(handle: Handle, shape: tuple[int, ...], classes: int) -> Any:
     """ART's PyTorchClassifier around the victim, for images of `shape` (C, H, W) in [0, 1]."""
     from art.estimators.classification import PyTorchClassifier

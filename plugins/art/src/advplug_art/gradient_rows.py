@@ -153,13 +153,6 @@ ROWS: tuple[Row, ...] = (
         ),
     ),
     Row(
-        "cw-l0", _OURS + "cw_l0",
-        "Carlini and Wagner, L0: one value less after each L2 run, for small images",
-        "Carlini and Wagner 2016, arXiv 1608.04644",
-        ("l0",), goals=BOTH, minimum_norm=True, renamed=_CW,
-        params=(whole("steps", 10, "descent steps for each constant"), *_CW_PARAMS[1:]),
-    ),
-    Row(
         "elastic-net", _EVASION + "ElasticNet",
         "EAD: elastic-net regularised changes",
         "Chen et al. 2017, arXiv 1709.04114",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from advplug.errors import UsageError
-from advplug_art.estimators import Array, Flat, Handle, classifier
+from advplug_art.estimators import Array, Handle, classifier
 from advplug_art.rows import UNLIMITED
 
 Generate = Callable[[Array, Array], Array]
@@ -107,21 +107,6 @@ def deepfool(estimator: Any, nb_grads: int, **arguments: Any) -> Any:
     if nb_grads >= estimator.nb_classes:
         return attack
     return Made(lambda x, y: np.concatenate([attack.generate(x[i : i + 1]) for i in range(len(x))]))
-
-
-def cw_l0(estimator: Any, **arguments: Any) -> Made:
-    """Handed values in place of channels: ART gives up as many values as there are channels, and then stops."""
-    from art.attacks.evasion import CarliniL0Method
-
-    shape = estimator.input_shape
-    flat = (math.prod(shape), 1, 1)
-    attack = CarliniL0Method(classifier(Flat(estimator.model.module, shape), flat, estimator.nb_classes), **arguments)
-
-    def generate(x: Array, y: Array) -> Array:
-        made: Array = attack.generate(x.reshape(len(x), *flat), y)
-        return made.reshape(x.shape)
-
-    return Made(generate)
 
 
 def jsma(estimator: Any, targeted: bool, **arguments: Any) -> Made:
