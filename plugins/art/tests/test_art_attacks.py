@@ -36,7 +36,7 @@ FAST: dict[str, dict[str, Any]] = {
     "targeted-universal": {"rounds": 5},
     "adversarial-patch": {"steps": 40},
     "newtonfool": {"eta": 0.1},
-    "shadow": {"steps": 60, "copies": 4, "lambda_tv": 0.02, "lambda_c": 0.1},
+    "shadow": {"steps": 40, "copies": 2, "lambda_tv": 0.02, "lambda_c": 0.1},
     "wasserstein": {"steps": 3},
     "composite": {"rounds": 1, "steps": 4},
     "boundary": {"queries": 300},
@@ -49,7 +49,7 @@ FAST: dict[str, dict[str, Any]] = {
     "pixel": {"queries": 1600},
     "threshold": {"queries": 4000},
     "laser": {"queries": 40},
-    "spatial": {"num_rotations": 5, "num_translations": 3, "max_rotation": 90.0, "max_translation": 30.0},
+    "spatial": {"num_rotations": 3, "num_translations": 3, "max_rotation": 90.0, "max_translation": 30.0},
 }
 SLOW = {
     "cw-l2", "cw-linf", "elastic-net", "brendel-bethge", "zoo", "pixel", "threshold", "signopt", "boundary",
@@ -62,7 +62,8 @@ def cases() -> list[Any]:
     def marks(name: str) -> list[Any]:
         needs = ROWS[name].needs
         absent = bool(needs) and find_spec(needs) is None
-        return [pytest.mark.slow] * (name in SLOW) + [pytest.mark.skipif(absent, reason=f"{needs} is not installed")]
+        made = [pytest.mark.skipif(absent, reason=f"{needs} is not installed"), pytest.mark.timeout(600)]
+        return made + [pytest.mark.slow] * (name in SLOW)
 
     return [pytest.param(name, marks=marks(name)) for name in ROWS]
 

@@ -60,6 +60,17 @@ class Handle(nn.Module):
         return found[-1].to(x.device)
 
 
+class Reordered(Handle):
+    """The same with its classes in the order `order` (K,)."""
+
+    def __init__(self, module: AsModule, order: Tensor) -> None:
+        super().__init__(module)
+        self.order = order
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[:, self.order]
+
+
 def classifier(handle: Handle, shape: tuple[int, ...], classes: int) -> Any:
     """ART's PyTorchClassifier around the victim, for images of `shape` (C, H, W) in [0, 1]."""
     from art.estimators.classification import PyTorchClassifier

@@ -7,13 +7,7 @@ from typing import Any
 from advplug.contracts import Strength
 from advplug_art.rows import BOTH, Row, Setting, at_least, choice, positive, share, steps, whole
 
-_EVASION = "art.attacks.evasion:"
 _OURS = "advplug_art.variants:"
-
-
-def _universal(setting: Setting) -> dict[str, Any]:
-    inner = {"max_iter": 50, "epsilon": 0.02, "nb_grads": 10, "batch_size": 1, "verbose": False}
-    return {"attacker": "deepfool", "attacker_params": inner}
 
 
 def _targeted_universal(setting: Setting) -> dict[str, Any]:
@@ -47,11 +41,11 @@ _COMPOSITE_SET = ("hue", "saturation", "rotation", "brightness", "contrast", "li
 
 ROWS: tuple[Row, ...] = (
     Row(
-        "universal", _EVASION + "UniversalPerturbation",
+        "universal", _OURS + "universal",
         "One change for the whole batch, built from DeepFool steps",
         "Moosavi-Dezfooli et al. 2016, arXiv 1610.08401",
         ("linf", "l2"), strength=Strength.FLOOR, stochastic=True, per_batch=True,
-        given=("norm", "eps", "batch_size", "verbose"), renamed={"rounds": "max_iter"}, arguments=_universal,
+        given=("norm", "eps", "batch_size", "verbose"), renamed={"rounds": "max_iter"},
         params=(
             whole("rounds", 20, "passes over the batch"),
             positive("delta", 0.2, "share of images that may stay right", le=0.999),

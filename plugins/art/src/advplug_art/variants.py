@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from advplug.errors import UsageError
-from advplug_art.estimators import Array, Handle, classifier
+from advplug_art.estimators import Array, Handle, Reordered, classifier
 from advplug_art.rows import UNLIMITED
 
 Generate = Callable[[Array, Array], Array]
@@ -26,6 +26,8 @@ Generate = Callable[[Array, Array], Array]
 
 class Made:
     """What `generate` makes."""
+
+    targeted = False  # read by ART's AutoAttack
 
     def __init__(self, generate: Generate) -> None:
         self.generate = generate
@@ -85,7 +87,7 @@ def autoattack(
     estimator: Any, norm: Any, eps: float, batch_size: int, steps: int, restarts: int, square_steps: int, p_init: float
 ) -> Any:
     """ART's four attacks, built here because ART would let them draw progress bars; Square asks the deployed system."""
-    from art.attacks.evasion import AutoAttack, DeepFool, SquareAttack
+    from art.attacks.evasion import AutoAttack, SquareAttack
 
     shared = {"norm": norm, "eps": eps, "batch_size": batch_size, "verbose": False}
     descent = shared | {"eps_step": 2 * eps, "max_iter": steps, "nb_random_init": restarts}
@@ -93,20 +95,37 @@ def autoattack(
     attacks = [
         apgd(estimator, **descent, loss_type="ce"),
         apgd(estimator, **descent, loss_type="dlr"),
-        DeepFool(estimator, max_iter=steps, epsilon=1e-3, nb_grads=10, batch_size=batch_size, verbose=False),
+        deepfool(estimator, nb_grads=10, max_iter=steps, epsilon=1e-3, batch_size=batch_size, verbose=False),
         SquareAttack(deployed, max_iter=square_steps, p_init=p_init, nb_restarts=restarts, **shared),
     ]
     return AutoAttack(estimator, norm=norm, eps=eps, eps_step=2 * eps, attacks=attacks, batch_size=batch_size)
 
 
 def deepfool(estimator: Any, nb_grads: int, **arguments: Any) -> Any:
-    """With fewer candidates than classes ART pools those of all images, so that each is handed over by itself."""
+    """With fewer candidates than classes, ART pools those of all images and takes their positions for classes: each
+    image is handed over by itself, with the candidates in front."""
     from art.attacks.evasion import DeepFool
 
-    attack = DeepFool(estimator, nb_grads=nb_grads, **arguments)
     if nb_grads >= estimator.nb_classes:
-        return attack
-    return Made(lambda x, y: np.concatenate([attack.generate(x[i : i + 1]) for i in range(len(x))]))
+        return DeepFool(estimator, nb_grads=nb_grads, **arguments)
+
+    def one(x: Array) -> Array:
+        order = torch.from_numpy((-estimator.predict(x)).argsort(1)[0])
+        handle = Reordered(estimator.model.module, order)
+        sorted_classes = classifier(handle, estimator.input_shape, estimator.nb_classes)
+        made: Array = DeepFool(sorted_classes, nb_grads=nb_grads, **arguments).generate(x)
+        return made
+
+    return Made(lambda x, y: np.concatenate([one(x[i : i + 1]) for i in range(len(x))]))
+
+
+def universal(estimator: Any, **arguments: Any) -> Any:
+    from art.attacks.evasion import UniversalPerturbation
+
+    attack = UniversalPerturbation(estimator, attacker="deepfool", **arguments)
+    inner = deepfool(estimator, nb_grads=10, max_iter=50, epsilon=0.02, batch_size=1, verbose=False)
+    attack._get_attack = lambda name, params: inner
+    return attack
 
 
 def jsma(estimator: Any, targeted: bool, **arguments: Any) -> Made:
