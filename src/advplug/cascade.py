@@ -6,7 +6,8 @@ AutoAttack (Croce and Hein 2020, arXiv 2003.01690) is such a cascade of four.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -54,7 +55,8 @@ class Cascade:
             if not len(rows):
                 break
             some = batch.take(rows)
-            made = part.attack(victim, some, threat, rng.child(part.name))
+            with _fitting(victim, len(rows)):
+                made = part.attack(victim, some, threat, rng.child(part.name))
             rate = _rate(victim, made.x, some, threat)
             books.enter(rows, made, rate)
             self.broken[part.name] = (int((rate > 0.5).sum()), len(rows))
@@ -93,6 +95,19 @@ class _Books:
 
     def trace(self) -> Trace:
         return Trace(**self.bits, **self.counts)
+
+
+@contextmanager
+def _fitting(victim: Victim, images: int) -> Iterator[None]:
+    """Passes that so few images can fill. The last parts take thousands of passes for what is left, and on a CPU
+    the repeats that would fill up larger ones cost as much as images."""
+    before = victim.batch_size
+    if victim.device.type == "cpu":
+        victim.batch_size = min(before, 1 << (images.bit_length() - 1))
+    try:
+        yield
+    finally:
+        victim.batch_size = before
 
 
 def _rate(victim: Victim, x: Tensor, batch: Batch, threat: Threat) -> Tensor:
