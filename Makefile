@@ -10,7 +10,7 @@ INSTALL := $(CONSTRAINED) $(BIN)/python -m pip install --disable-pip-version-che
 TORCHATTACKS := $(INSTALL) --no-deps torchattacks
 MANIFESTS := pyproject.toml requirements.txt constraints.txt $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: demo install dev test test-slow lint format bench clean
+.PHONY: demo install dev test test-slow lint format docs bench clean
 
 demo: install
 	$(BIN)/advplug eval --model resnet18 --attack ifgsm --defense prune
@@ -51,6 +51,10 @@ lint: dev
 format: dev
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
+
+# The generated parts of the documentation; a test sees to it that they are up to date.
+docs: dev
+	$(BIN)/python docs/generate.py
 
 bench: dev
 	$(BIN)/python benchmarks/startup.py

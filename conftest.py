@@ -69,12 +69,15 @@ def install(source: Path, site: Path) -> None:
         shutil.rmtree(copy.parent)
 
 
-def python(*arguments: str, site: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+def python(
+    *arguments: str, site: Path | None = None, cwd: Path | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
     """This interpreter in a process of its own, with `site` importable."""
     environment = os.environ | variables
     if site is not None:
         environment["PYTHONPATH"] = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False)
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, check=False)
 
 
 def advplug(*arguments: str, site: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:

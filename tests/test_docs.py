@@ -13,6 +13,7 @@ from advplug import hooks
 from conftest import ROOT, advplug, install, python
 
 README = (ROOT / "README.md").read_text()
+ATTACKS = (ROOT / "docs" / "attacks.md").read_text()
 GUIDE = (ROOT / "docs" / "plugins.md").read_text()
 
 
@@ -75,10 +76,16 @@ def commands(text: str) -> list[str]:
     return [line for line in lines if line.startswith("advplug ")]
 
 
-@pytest.mark.parametrize("line", commands(README))
-def test_the_readme_commands_work(line: str, tmp_path: Path) -> None:
+def test_generated_parts_are_up_to_date() -> None:
+    code = "import sys; sys.path.insert(0, 'docs'); import generate; print(generate.attacks_page()[1], end='')"
+    made = python("-c", code, cwd=ROOT)
+    assert made.stdout == ATTACKS, "make docs"
+
+
+@pytest.mark.parametrize("line", [*commands(README), *commands(ATTACKS)])
+def test_the_commands_shown_work(line: str, tmp_path: Path) -> None:
     arguments = shlex.split(line)[1:]
-    if arguments[0] == "eval":
+    if arguments[0] in ("eval", "transfer"):
         arguments += ["-o", str(tmp_path)] + ["--dry-run"] * ("--dry-run" not in arguments)
     if arguments == ["doctor"]:
         arguments.append("--quick")

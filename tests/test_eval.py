@@ -200,7 +200,7 @@ TRAINED = "cnn:epochs=2"
 def test_the_standard_protocol_reaches_trusted() -> None:
     result = evaluate("-m", TRAINED, "-e", "20/255", dataset=EASY)
     (threat,) = result["threats"]
-    assert threat["attacks"] == ["apgd", "apgd-t"]
+    assert threat["attacks"] == ["autoattack"]
     assert threat["verdict"] == "trusted", threat
     assert (threat["flags"], threat["unchecked"]) == ([], [])
 

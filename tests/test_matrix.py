@@ -129,9 +129,10 @@ def test_a_norm_in_the_reference_takes_its_part_of_the_axis():
 
 def test_without_attacks_the_standard_protocol_can_reach_trusted():
     found = plan()
-    assert [s.attack.label for s in found] == ["apgd", "apgd-t"]
+    assert [s.attack.label for s in found] == ["autoattack"]
     assert all(s.attack.caps.strength is Strength.STRONG for s in found)
-    assert [str(r) for r in standard_protocol(3)] == ["apgd", "apgd:loss=margin"]
+    blocked = replace(found[0].victim, defense=(defense("wall", "wrap", gradient=Gradient.NONE),))
+    assert [str(r) for r in standard_protocol(blocked)] == ["square"]
 
 
 def test_keys_follow_everything_that_changes_a_result_and_nothing_else():

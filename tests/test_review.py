@@ -112,6 +112,8 @@ def test_the_name_of_a_strong_attack_is_no_evidence():
         for steps in (1, 20, 100)
     ]
     assert verdicts == ["upper bound", "upper bound", "trusted"]
+    short = advplug.evaluate(Net(), "autoattack:queries=10", dataset=(X, Y), eps="1/50").threats[0]
+    assert short.verdict == "upper bound"
 
 
 def test_what_one_image_a_pass_cannot_show_is_unchecked():
@@ -222,7 +224,7 @@ def test_the_static_attack_comes_once_the_baseline_has_succeeded(tmp_path: Path,
 
 def test_a_group_in_which_an_attack_failed_is_not_trusted(failing: list[Any]):
     failing.append(lambda sweep: sweep.attack.label == "apgd-t")
-    (threat,) = advplug.evaluate(Net(), dataset=(X, Y), eps="1/50").threats
+    (threat,) = advplug.evaluate(Net(), ["apgd", "apgd-t"], dataset=(X, Y), eps="1/50").threats
     assert (threat.attacks, threat.verdict) == (("apgd",), "upper bound")
 
 

@@ -32,17 +32,24 @@ def finding(sweep: Sweep, evidence: Evidence) -> Finding:
     return Finding(sweep.attack.label, strength_of(sweep.attack), caps.access is Access.GRADIENT, evidence)
 
 
+EFFORT = ("steps", "queries", "n_targets")
+"""Parameters that say how hard an attack tries."""
+
+
 def strength_of(attack: Bound) -> Strength:
-    """What the attack proves as it was asked for: with fewer steps than its default it is no strong one."""
+    """What the attack proves as it was asked for: trying less than its default it is no strong one."""
     declared: Strength = attack.caps.strength
-    steps = attack.params.get("steps")
-    if steps is None or attack.entry is None:
+    if attack.entry is None:
         return declared
-    customary = next((p.default for p in attack.entry.params() if p.name == "steps"), steps)
-    if steps == 1:
+    if attack.params.get("steps") == 1:
         return min(declared, Strength.ONE_STEP)
-    weakened = isinstance(customary, int) and steps < customary
+    usual = {p.name: p.default for p in attack.entry.params()}
+    weakened = any(_less(attack.params.get(name), usual.get(name)) for name in EFFORT)
     return min(declared, Strength.ITERATIVE) if weakened else declared
+
+
+def _less(given: object, usual: object) -> bool:
+    return isinstance(given, int) and isinstance(usual, int) and given < usual
 
 
 def identity(sweep: Sweep, eps: Fraction) -> dict[str, object]:

@@ -9,6 +9,7 @@ from typing import Any
 from advplug import hooks
 from advplug.contracts import AttackCaps
 from advplug.params import ParamSpec
+from advplug.perturbations import SETS
 from advplug.registry import Entry, Registry
 
 
@@ -31,6 +32,20 @@ def listing_json(known: Registry, kind: str | None) -> str:
     """A list of objects with name, kind, summary, paper, plugin, caps and params."""
     kinds = [kind] if kind else list(hooks.KINDS)
     return json.dumps([e.describe() for each in kinds for e in known.entries(each)], indent=2)
+
+
+def attacks_markdown(known: Registry) -> str:
+    """A Markdown table of all attacks: name, backend, norms, access, goals, paper."""
+    rows = ["| attack | from | norms | access | goals | what it is | paper |", "|---|---|---|---|---|---|---|"]
+    for entry in known.entries("attack"):
+        caps = entry.spec.caps
+        assert isinstance(caps, AttackCaps)
+        norms = ", ".join(n for n in SETS if n in caps.norms) + (" (smallest change)" if caps.minimum_norm else "")
+        summary, paper = (text.replace("|", "\\|") for text in (entry.spec.summary, entry.spec.paper))
+        cells = (f"`{entry.name}`", entry.source.distribution, norms, str(caps.access), ", ".join(sorted(caps.goals)),
+                 summary, paper)  # fmt: skip
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
 
 
 def description_json(entry: Entry) -> str:

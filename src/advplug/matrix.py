@@ -199,11 +199,10 @@ def bind_stack(registry: Registry, stack: Stack) -> tuple[Bound, ...]:
     return tuple(bind(registry, "defense", part) for part in stack)
 
 
-def standard_protocol(classes: int) -> tuple[Reference, ...]:
-    """The attacks that `eval` runs unless told otherwise: enough for the verdict `trusted`."""
-    if classes < 4:  # the targeted DLR loss is not defined there
-        return (Reference("apgd"), Reference("apgd", (("loss", "margin"),)))
-    return (Reference("apgd"), Reference("apgd-t"))
+def standard_protocol(victim: VictimPlan) -> tuple[Reference, ...]:
+    """The attacks that `eval` runs unless told otherwise: AutoAttack, whose result can be `trusted`; through a
+    defense that passes no gradient at all, random search on the scores."""
+    return (Reference("square" if victim.gradient is Gradient.NONE else "autoattack"),)
 
 
 def expand(axes: Axes, registry: Registry) -> list[Sweep]:
@@ -227,7 +226,7 @@ def _sweeps_of(victim: VictimPlan, axes: Axes, registry: Registry) -> list[Sweep
     info: DatasetInfo = victim.dataset.value.info()
     limit = axes.limit if axes.limit is not None else info.evaluate
     found = []
-    for reference in axes.attacks or standard_protocol(len(info.classes)):
+    for reference in axes.attacks or standard_protocol(victim):
         for key in THREAT_KEYS:
             if sum(k == key for k, _ in reference.params) > 1:
                 raise UsageError(f"{reference}: {key} is given twice; repeat -a for another")
