@@ -256,6 +256,14 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         run("art.wasserstein", problem, Threat(Unrestricted()), kernel_size="4")
 
 
+def test_the_readme_names_every_attack() -> None:
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    rows = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `art.")}
+    assert {f"art.{name}" for name in ROWS} <= set(rows)
+    for name, row in ROWS.items():
+        assert f"| {', '.join(row.norms)} | {row.access} |" in rows[f"art.{name}"]
+
+
 def test_listing_imports_neither_torch_nor_art() -> None:
     code = "import sys, advplug_art; advplug_art.advplug_attacks(); assert not {'torch', 'art'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
