@@ -28,10 +28,10 @@ from advplug_advlib.adapter import library
 from advplug_advlib.table import ROWS, Row
 
 FAST: dict[str, dict[str, Any]] = {
-    "apgd": {"steps": 20},
-    "apgd-t": {"steps": 20},
+    "apgd": {"steps": 12},
+    "apgd-t": {"steps": 12},
     "apgd-min": {"steps": 20, "searches": 10},
-    "alma": {"steps": 150, "lr": 0.01},
+    "alma": {"steps": 100, "lr": 0.01},
     "fab": {"steps": 30},
     "cw-l2": {"steps": 60, "searches": 6},
     "tr": {"radius": 0.01},
@@ -42,7 +42,8 @@ LONG = ("pdgd", "pdpgd", "cw-linf", "sigma-zero")
 DIFFERS = {("apgd-t", "targets"), ("ddn", "levels"), ("fmn", "steps"), ("tr", "steps"), ("alma", "lr"), ("pdpgd", "lr")}
 """The defaults that are not adv-lib's; see the README."""
 EPS = {"linf": Fraction(1, 8), "l2": Fraction(7, 10), "l1": Fraction(2), "l0": Fraction(3)}
-SHORT = {"apgd-min": {"steps": 20, "searches": 8}, "alma": {"steps": 200}, "pdgd": {"steps": 200},
+SHORT = {"apgd-t": {"steps": 50},
+         "apgd-min": {"steps": 20, "searches": 8}, "alma": {"steps": 200}, "pdgd": {"steps": 200},
          "pdpgd": {"steps": 200}, "sigma-zero": {"steps": 200}, "cw-l2": {"steps": 100, "searches": 6},
          "cw-linf": {"steps": 50, "largest_const": 5.0}}  # fmt: skip
 """Fewer steps for the network, where the defaults take more than a second."""
