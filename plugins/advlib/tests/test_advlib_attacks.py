@@ -31,7 +31,7 @@ FAST: dict[str, dict[str, Any]] = {
     "apgd": {"steps": 12},
     "apgd-t": {"steps": 12},
     "apgd-min": {"steps": 20, "searches": 10},
-    "alma": {"steps": 100, "lr": 0.01},
+    "alma": {"steps": 150, "lr": 0.01},
     "fab": {"steps": 30},
     "cw-l2": {"steps": 60, "searches": 6},
     "tr": {"radius": 0.01},
