@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted  # type: ignore[import-untyped]
-from pyautoattack.fab_pt import FABAttack_PT  # type: ignore[import-untyped]
-from pyautoattack.square import SquareAttack  # type: ignore[import-untyped]
+from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+from pyautoattack.fab_pt import FABAttack_PT
+from pyautoattack.square import SquareAttack
 from torch import Tensor
 
 from advplug.contracts import Batch, Targeted, Threat
