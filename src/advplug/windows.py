@@ -58,13 +58,14 @@ class Canvas:
         return (slot * each + inner)[:, None] + pattern, (self.row[slots] * each + inner)[:, None] + pattern
 
     def at(self, where: Tensor) -> Tensor:
-        return self.x.view(-1)[where]
+        # Several times as fast as indexing.
+        return self.x.view(-1).index_select(0, where.flatten()).view_as(where)
 
     def clean_at(self, where: Tensor) -> Tensor:
-        return self.clean.view(-1)[where]
+        return self.clean.view(-1).index_select(0, where.flatten()).view_as(where)
 
     def put(self, where: Tensor, values: Tensor) -> None:
-        self.x.view(-1)[where] = values
+        self.x.view(-1).scatter_(0, where.flatten(), values.flatten())
 
 
 class Moves(Protocol):
