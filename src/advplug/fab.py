@@ -1,6 +1,6 @@
 """FAB-T: the fast adaptive boundary attack toward each of several classes (Croce and Hein 2019, arXiv 1907.02044).
 
-Written from the paper; its targeted form is that of Croce and Hein 2020, arXiv 2003.01690, section 4. An iterate
+Written from the paper; its targeted form is that of Croce and Hein 2020, arXiv 2003.01690. An iterate
 moves to the linearised boundary between the label and one other class, drawn toward the clean image by as much as
 it can afford, and back toward the clean image once it is across.
 """
@@ -23,7 +23,7 @@ from advplug.victim import Victim, common_size, decide_padded, input_gradient
 
 NORMS = ("linf", "l2", "l1")
 SEARCH = 3
-"""Steps of the final search between the clean image and the closest success (section 2.4 of the paper)."""
+"""Steps of the final search between the clean image and the closest success (the final search of the paper)."""
 _TINY = 1e-30
 
 
@@ -148,7 +148,7 @@ class _Run:
         self.steps[slots.row] += 1
 
     def _step(self, slots: Slots, seen: Reading) -> Tensor:
-        """The paper's equation 9: projections of iterate and clean image on the linearised boundary, combined."""
+        """The paper's update: projections of iterate and clean image on the linearised boundary, combined."""
         attack, n = self.attack, len(slots)
         assert seen.gradient is not None
         x, clean = slots.x.flatten(1), slots.clean.flatten(1)

@@ -13,7 +13,7 @@ def nearest_on_plane(x: Tensor, normal: Tensor, need: Tensor, norm: str) -> Tens
 
     x (B, n) lies in [0, 1], `need` is (B,). Where the box keeps the plane out of reach, d goes as far toward it as
     the box allows; where `normal` vanishes, d is 0. The solutions are exact up to rounding (Croce and Hein 2019,
-    arXiv 1907.02044, section 2.2 and appendix A).
+    arXiv 1907.02044).
     """
     # Squares of small gradients underflow in float32: entries are brought to at most 1 first.
     scale = normal.abs().amax(1).clamp_min(_TINY)

@@ -25,7 +25,7 @@ from advplug.windows import MOVES, Canvas
 BLOCK = 256
 """Iterations for which an image's random numbers are drawn at once."""
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-"""Queries after which the share of pixels is halved, for a budget of 10000 (section 3.2 of the paper)."""
+"""Queries after which the share of pixels is halved, for a budget of 10000."""
 
 
 def share_of_pixels(p_init: float, query: int, queries: int, rescale: bool) -> float:

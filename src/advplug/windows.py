@@ -1,6 +1,6 @@
 """What the Square attack writes: windows of images under attack, and each norm's way to start and to propose.
 
-Source: Andriushchenko et al. 2019, arXiv 1912.00049; equations and sections are that paper's.
+Source: Andriushchenko et al. 2019, arXiv 1912.00049.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Moves(Protocol):
 
 @dataclass(frozen=True)
 class LinfMoves:
-    """Windows of one colour: each channel at the clean pixels plus or minus eps (section 3.3)."""
+    """Windows of one colour: each channel at the clean pixels plus or minus eps."""
 
     eps: float
 
@@ -112,7 +112,7 @@ class LinfMoves:
 
 @dataclass(frozen=True)
 class L2Moves:
-    """Bumps of both signs that take their energy from another window (section 3.4, algorithm 3).
+    """Bumps of both signs that take their energy from another window (algorithm 3).
 
     The second window is cleaned; the first gets its energy, its own and what of the budget lay idle.
     """
@@ -177,7 +177,7 @@ class L2Moves:
 
 
 def two_bumps(side: int) -> Tensor:
-    """A bump beside its negative, (side, side), float64, of length 1 (equation 2 of the paper)."""
+    """A bump beside its negative, (side, side), float64, of length 1."""
 
     def bump(height: int, width: int) -> Tensor:
         n = max(height, width) // 2
