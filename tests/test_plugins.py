@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, advplug, python
 
 from advplug import hooks
 from advplug.parse import parse_reference
@@ -15,6 +14,7 @@ from advplug.registry import Entry, registry
 from advplug.testing import check_attack, check_defense, check_plugin
 from advplug.testing.attacks import attack_results
 from advplug.testing.plugins import entry_results
+from conftest import ROOT, advplug, python
 
 REPRESENTATIVE = {"cnn", "cnn-a", "cnn-b", "resnet18", "file", "py", "torchvision"}
 """The models of a usual run; the rest of torchvision's classifiers are tried by `make test-slow`."""

@@ -25,7 +25,7 @@ from advplug.losses import Loss, loss_named
 from advplug.rng import Stream
 from advplug.slots import Queue, Reading, Results, Slots, join, reading
 from advplug.steps import Adaptive, Momentum, Point, Steepest, StepRule
-from advplug.victim import Victim, common_size, decide_padded, input_gradient
+from advplug.victim import Victim, common_parts, decide_padded, input_gradient
 
 LAST_SHARE = 0.25
 """The share of steps, at least 2, that survivors of reduced precision take in float32."""
@@ -218,32 +218,44 @@ class _Run:
         total_loss: Tensor | None = None
         total_gradient: Tensor | None = None
         votes: Tensor | None = None
-        whole = self._padded(slots)
-        n = len(slots)
+        parts = self._parts(slots)
         for draw in range(self.draws):
-            point = whole.x.detach().requires_grad_(gradient)
-            with torch.set_grad_enabled(gradient):
-                logits = self.victim.attacked(self._transformed(point, whole, draw), self.view)[:n]
-                loss = self.loss(logits, slots.y, slots.target)
-                if gradient:
-                    g = input_gradient(loss, point)[:n]
-                    self.victim.passes.backward += len(whole)
-                    total_gradient = g if total_gradient is None else total_gradient + g
-            loss, hit = loss.detach(), self._hits(logits.detach(), slots)
+            read = [self._read_part(part, n, draw, gradient) for part, n in parts]
+            loss, hit, g = (torch.cat(t) if len(read) > 1 else t[0] for t in zip(*read, strict=True))
             total_loss = loss if total_loss is None else total_loss + loss
             votes = hit.to(loss.dtype) if votes is None else votes + hit
+            total_gradient = g if total_gradient is None else total_gradient + g
         assert total_loss is not None
+        assert total_gradient is not None
         assert votes is not None
         if self.draws > 1:
-            total_loss = total_loss / self.draws
-            total_gradient = None if total_gradient is None else total_gradient / self.draws
-        return reading(total_loss, total_gradient, votes > 0.5 * self.draws)
+            total_loss, total_gradient = total_loss / self.draws, total_gradient / self.draws
+        return reading(total_loss, total_gradient if gradient else None, votes > 0.5 * self.draws)
 
-    def _padded(self, slots: Slots) -> Slots:
-        """The slots, with repeats up to one of few batch sizes."""
+    def _read_part(self, part: Slots, n: int, draw: int, gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, success and gradient of the first `n` slots of a batch that is filled up."""
+        point = part.x.detach().requires_grad_(gradient)
+        with torch.set_grad_enabled(gradient):
+            logits = self.victim.attacked(self._transformed(point, part, draw), self.view)[:n]
+            some = part if n == len(part) else part.pick(torch.arange(n))
+            loss = self.loss(logits, some.y, some.target)
+            g = point.detach()[:n]
+            if gradient:
+                g = input_gradient(loss, point)[:n]
+                self.victim.passes.backward += len(part)
+        return loss.detach(), self._hits(logits.detach(), some), g
+
+    def _parts(self, slots: Slots) -> list[tuple[Slots, int]]:
+        """The slots in batches of few sizes, filled up with repeats; and how many of each count."""
         n = len(slots)
-        size = n if self.stay else common_size(n, self.size)
-        return slots if size <= n else slots.pick(torch.arange(size) % n)
+        if self.stay or n >= self.size:
+            return [(slots, n)]
+        sizes, start, parts = common_parts(n, self.size), 0, []
+        for count, size in sizes:
+            rows = start + torch.arange(size) % count
+            parts.append((slots if rows.equal(torch.arange(n)) else slots.pick(rows), count))
+            start += count
+        return parts
 
     def _transformed(self, x: Tensor, slots: Slots, draw: int) -> Tensor:
         if not self.attack.transforms:

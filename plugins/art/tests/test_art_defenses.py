@@ -13,9 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from advplug_art import defenses
-from advplug_art.defense_stages import FLOOR, running_median
-from advplug_art.defense_table import DEFENSES, LEFT_OUT
 from torch import Tensor, nn
 
 from advplug.builtin.gradient import pgd
@@ -25,6 +22,9 @@ from advplug.rng import Stream
 from advplug.testing import check_defense
 from advplug.testing.defenses import digits, ridge
 from advplug.victim import Victim
+from advplug_art import defenses
+from advplug_art.defense_stages import FLOOR, running_median
+from advplug_art.defense_table import DEFENSES, LEFT_OUT
 
 
 def images(channels: int = 3, side: int = 12, n: int = 4, seed: int = 0) -> Tensor:
