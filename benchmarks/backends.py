@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-import engine_models as models
 import torch
 from torch import Tensor, nn
 
+import engine_models as models
 from advplug.allocator import keep_freed_memory
 from advplug.contracts import AttackCaps, Ball, Batch, MinimumNorm, Threat
 from advplug.errors import AdvplugError

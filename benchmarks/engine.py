@@ -31,7 +31,7 @@ import engine_models as models
 from advplug import precision
 from advplug.allocator import keep_freed_memory, release_freed_memory
 from advplug.builtin import gradient
-from advplug.contracts import Ball, Batch, Threat
+from advplug.contracts import Ball, Batch, EvasionAttack, Threat
 from advplug.rng import Stream
 from advplug.victim import Victim
 
@@ -186,14 +186,17 @@ def overhead(net: nn.Module, batch: Batch, repeats: int) -> Row:
     for eps in (Fraction(8, 255), Fraction(1, 255)):
         shares = []
         for _ in range(repeats):
-            inside = [0.0]
-            shares.append(_outside(net, batch, eps, inside))
+            attack = gradient.pgd(steps=STEPS, alpha=eps / 4, precision="float32")
+            shares.append(outside(net, batch, eps, attack))
         out[str(eps)] = statistics.median(shares)
         print(f"  overhead at {eps}: {100 * statistics.median(shares):.2f} % of the time")
     return out
 
 
-def _outside(net: nn.Module, batch: Batch, eps: Fraction, inside: list[float]) -> float:
+def outside(net: nn.Module, batch: Batch, eps: Fraction, attack: EvasionAttack) -> float:
+    """The share of an attack's time spent outside the model's forward and backward passes."""
+    inside = [0.0]
+
     def timed(call: Callable[..., object]) -> Callable[..., object]:
         def run(*args: object, **kw: object) -> object:
             began = time.perf_counter()
@@ -204,16 +207,12 @@ def _outside(net: nn.Module, batch: Batch, eps: Fraction, inside: list[float]) -
 
         return run
 
-    victim = victim_of(net)
-    victim.run_attack_pass = None
-    real = torch.autograd.grad
-    forward = net.forward
+    real, forward = torch.autograd.grad, net.forward
     net.forward = timed(forward)  # type: ignore[method-assign, assignment]
     torch.autograd.grad = timed(real)  # type: ignore[assignment]
     try:
         began = time.perf_counter()
-        attack = gradient.pgd(steps=STEPS, alpha=eps / 4, precision="float32")
-        attack(victim, batch, linf(eps), Stream(0, "overhead"))
+        attack(victim_of(net), batch, linf(eps), Stream(0, "overhead"))
         return 1 - inside[0] / (time.perf_counter() - began)
     finally:
         torch.autograd.grad = real

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -123,14 +124,19 @@ def trained_net() -> nn.Module:
     return _cached(f"{kind}-adversarial", lambda net: _train(net, epochs=5, adversarial=True))
 
 
-def _cached(key: str, train: object) -> nn.Module:
-    path = Path(platformdirs.user_cache_dir("advplug")) / "benchmarks" / f"engine-{key}.safetensors"
+def _cached(key: str, train: Callable[[nn.Module], None]) -> nn.Module:
+    return cached_net(f"engine-{key}", small_net, train)
+
+
+def cached_net(key: str, make: Callable[[], nn.Module], train: Callable[[nn.Module], None]) -> nn.Module:
+    """A net that is trained the first time and read from the user's cache afterwards."""
+    path = Path(platformdirs.user_cache_dir("advplug")) / "benchmarks" / f"{key}.safetensors"
     torch.manual_seed(0)
-    net = small_net()
+    net = make()
     if path.is_file():
         net.load_state_dict(load_file(path))
         return net.eval()
-    train(net)  # type: ignore[operator]
+    train(net)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(net.state_dict(), path)
     return net.eval()

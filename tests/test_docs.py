@@ -82,7 +82,10 @@ def test_generated_parts_are_up_to_date() -> None:
     assert made.stdout == ATTACKS, "make docs"
 
 
-@pytest.mark.parametrize("line", [*commands(README), *commands(ATTACKS)])
+PAGES = [README, ATTACKS, *(p.read_text() for p in sorted(ROOT.glob("plugins/*/README.md")))]
+
+
+@pytest.mark.parametrize("line", dict.fromkeys(line for page in PAGES for line in commands(page)))
 def test_the_commands_shown_work(line: str, tmp_path: Path) -> None:
     arguments = shlex.split(line)[1:]
     if arguments[0] in ("eval", "transfer"):
@@ -95,6 +98,12 @@ def test_the_commands_shown_work(line: str, tmp_path: Path) -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))):
+    pages = (
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *(ROOT / "docs").glob("*.md"),
+        *ROOT.glob("plugins/*/README.md"),
+    )
+    for page in pages:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"

@@ -470,3 +470,25 @@ def test_a_compiler_that_fails_is_asked_once_and_does_no_harm(monkeypatch: pytes
             assert runner is None or runner(x).shape == (4, 4)
             precision.spent(net, x, precision.COMPILE_AFTER + 1)
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize(("error", "asked"), [(0.3, True), (1.0, False)])
+def test_reduced_precision_is_confirmed_where_the_lead_is_small(
+    monkeypatch: pytest.MonkeyPatch, error: float, asked: bool
+) -> None:
+    """Attack passes are wrong by `error`; in truth nothing in the ball fools. A doubtful success is asked about and
+    refused, a clear one is believed here, and left to the pipeline's decision."""
+
+    def logits(x: Tensor, error: float = 0.0) -> Tensor:
+        z = x[:, 0, 0, 0] - 0.4 - error
+        return torch.stack([z, 0 * z, 0 * z - 3], 1)
+
+    mode = precision.Mode(bfloat16=True)
+    monkeypatch.setattr(precision, "choose", lambda *a: (mode, lambda x: logits(x, error)))
+    batch = Batch(torch.full((6, 1, 2, 2), 0.55), torch.zeros(6, dtype=torch.long), torch.arange(6))
+    victim = Victim(Function(logits), 3)
+    asked_about: list[int] = []
+    monkeypatch.setattr(Victim, "decide", lambda self, x, f=Victim.decide: asked_about.append(len(x)) or f(self, x))
+    out = gradient.pgd(steps=8, random_start=False)(victim, batch, threat(0.1), stream())
+    assert bool(asked_about) is asked
+    assert out.trace.any_iterate.tolist() == [not asked] * 6

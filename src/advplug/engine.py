@@ -27,6 +27,8 @@ from advplug.slots import Queue, Reading, Results, Slots, join, reading
 from advplug.steps import Adaptive, Momentum, Point, Steepest, StepRule
 from advplug.victim import Victim, common_parts, decide_padded, input_gradient
 
+CLEAR_LEAD = 0.1
+"""Share of the logits' range; bfloat16 has 8 bits, and moves logits of common networks by 1 to 2 % of it."""
 LAST_SHARE = 0.25
 """The share of steps, at least 2, that survivors of reduced precision take in float32."""
 
@@ -223,14 +225,14 @@ class _Run:
             read = [self._read_part(part, n, draw, gradient) for part, n in parts]
             loss, hit, g = (torch.cat(t) if len(read) > 1 else t[0] for t in zip(*read, strict=True))
             total_loss = loss if total_loss is None else total_loss + loss
-            votes = hit.to(loss.dtype) if votes is None else votes + hit
+            votes = hit if votes is None else votes + hit
             total_gradient = g if total_gradient is None else total_gradient + g
         assert total_loss is not None
         assert total_gradient is not None
         assert votes is not None
         if self.draws > 1:
             total_loss, total_gradient = total_loss / self.draws, total_gradient / self.draws
-        return reading(total_loss, total_gradient if gradient else None, votes > 0.5 * self.draws)
+        return reading(total_loss, total_gradient if gradient else None, votes / self.draws)
 
     def _read_part(self, part: Slots, n: int, draw: int, gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, success and gradient of the first `n` slots of a batch that is filled up."""
@@ -243,7 +245,11 @@ class _Run:
             if gradient:
                 g = input_gradient(loss, point)[:n]
                 self.victim.passes.backward += len(part)
-        return loss.detach(), self._hits(logits.detach(), some), g
+        logits = logits.detach()
+        hit = self._hits(logits, some).to(loss.dtype)
+        if self.draws == 1:
+            hit *= 1 + self._clearly(logits, some)
+        return loss.detach(), hit, g
 
     def _parts(self, slots: Slots) -> list[tuple[Slots, int]]:
         """The slots in batches of few sizes, filled up with repeats; and how many of each count."""
@@ -277,21 +283,34 @@ class _Run:
             return (label == slots.target) & logits.isfinite().all(1)
         return (label != slots.y) | ~logits.isfinite().all(1)
 
-    def _confirmed(self, slots: Slots, fooled: Tensor) -> Tensor:
-        """The successes that the deployed system agrees with, in float32."""
-        rows = fooled.nonzero().flatten()
+    def _clearly(self, logits: Tensor, slots: Slots) -> Tensor:
+        """1 where the wanted logit leads by more than reduced precision can be wrong, 0 elsewhere."""
+        if self.targeted:
+            assert slots.target is not None
+            lead = logits.gather(1, slots.target[:, None]).squeeze(1) - logits.scatter(
+                1, slots.target[:, None], -float("inf")
+            ).amax(1)
+        else:
+            lead = logits.amax(1) - logits.gather(1, slots.y[:, None]).squeeze(1)
+        return (lead > CLEAR_LEAD * (logits.amax(1) - logits.amin(1))).to(logits.dtype)
+
+    def _confirmed(self, slots: Slots, fooled: Tensor, clear: Tensor) -> Tensor:
+        """The successes that the deployed system agrees with, in float32; it need not be asked about clear ones."""
+        rows = (fooled & ~clear).nonzero().flatten()
         if not len(rows):
             return fooled
         some = slots.pick(rows)
         answer = decide_padded(self.victim, some.x, self.size)
         wanted = answer.label == some.target if self.targeted else answer.label != some.y
-        agreed = torch.zeros_like(fooled)
+        agreed = fooled & clear
         agreed[rows] = (wanted & answer.accepted).cpu()
         return agreed
 
     def _record(self, slots: Slots, seen: Reading, confirm: bool) -> Tensor:
         """Enters a reading into the books; returns which images are fooled (CPU)."""
-        fooled = self._confirmed(slots, seen.fooled) if confirm else seen.fooled
+        # A lead says nothing where the attacked view is a stand-in, or answers are drawn.
+        clear = torch.zeros_like(seen.clear) if self.proxy or self.noisy else seen.clear
+        fooled = self._confirmed(slots, seen.fooled, clear) if confirm else seen.fooled
         r, row = self.results, slots.row
         r.path[row, slots.taken] = seen.losses
         r.any_iterate[row] |= fooled

@@ -109,23 +109,27 @@ class Reading:
     loss: Tensor
     gradient: Tensor | None
     fooled: Tensor
+    clear: Tensor
     losses: Tensor
     zero: Tensor
     nonfinite: Tensor
 
 
-def reading(loss: Tensor, gradient: Tensor | None, fooled: Tensor) -> Reading:
-    """Cleans a gradient and fetches all that the books need in one transfer."""
+def reading(loss: Tensor, gradient: Tensor | None, votes: Tensor) -> Reading:
+    """Cleans a gradient and fetches all that the books need in one transfer.
+
+    `votes` (B,): the share of draws that succeed, and 2 where a single answer leaves no doubt.
+    """
     if gradient is None:
         blank = torch.zeros(len(loss), dtype=torch.bool)
-        report = torch.stack([fooled.to(loss.dtype), loss]).cpu()
-        return Reading(loss, None, report[0] > 0, report[1].float(), blank, blank)
+        report = torch.stack([votes.to(loss.dtype), loss]).cpu()
+        return Reading(loss, None, report[0] > 0.5, report[0] > 1.5, report[1].float(), blank, blank)
     largest = torch.linalg.vector_norm(gradient.flatten(1), float("inf"), dim=1)
-    report = torch.stack([fooled.to(loss.dtype), loss, largest.to(loss.dtype)]).cpu()
+    report = torch.stack([votes.to(loss.dtype), loss, largest.to(loss.dtype)]).cpu()
     nonfinite = ~report[2].isfinite()
     if bool(nonfinite.any()):
         gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
-    return Reading(loss, gradient, report[0] > 0, report[1].float(), report[2] == 0, nonfinite)
+    return Reading(loss, gradient, report[0] > 0.5, report[0] > 1.5, report[1].float(), report[2] == 0, nonfinite)
 
 
 class Queue:

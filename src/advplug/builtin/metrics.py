@@ -78,6 +78,16 @@ def minimum_norm() -> Callable[[Evidence], Values]:
     return measure
 
 
+def queries() -> Callable[[Evidence], Values]:
+    """Median number of questions that a score- or decision-based attack asked for an attacked image."""
+
+    def measure(evidence: Evidence) -> Values:
+        asked = evidence.queries
+        return {"queries_median": None if asked is None else median(np.asarray(asked[evidence.attacked]))}
+
+    return measure
+
+
 METRICS = [
     Spec(
         "accuracy",
@@ -111,5 +121,11 @@ METRICS = [
         "advplug.builtin.metrics:minimum_norm",
         MetricCaps(("minimum_norm_median",)),
         "median smallest successful change, in the threat's norm, of attacks that seek it",
+    ),
+    Spec(
+        "queries",
+        "advplug.builtin.metrics:queries",
+        MetricCaps(("queries_median",)),
+        "median number of questions an attacked image cost, of attacks that count them",
     ),
 ]

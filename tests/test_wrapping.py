@@ -1,0 +1,233 @@
+"""Other libraries' attacks: what they see of the victim, what they may return, and what they leave behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import linear
+from advplug.contracts import Access, Ball, Batch, Crafted, Gradient, MinimumNorm, Targeted, Threat, Wrap
+from advplug.craft import craft
+from advplug.decisions import Batching
+from advplug.errors import CellFailure
+from advplug.rng import Stream
+from advplug.testing.problems import fragile, fragile_batch
+from advplug.testing.state import differences, fingerprint, with_gradients
+from advplug.victim import Victim
+from advplug.wrapping import AsModule, Wrapped
+
+THREAT = Threat(Ball("linf", Fraction(1, 10)))
+
+
+def wrapped(call: Callable[..., Tensor], **options: Any) -> Wrapped:
+    return Wrapped("lib.attack", call, **{"access": Access.GRADIENT, **options})
+
+
+def scene(wraps: tuple[Wrap, ...] = (), **fields: Any) -> tuple[Victim, Batch]:
+    module = fragile()
+    return Victim(module, 10, wraps, **fields), fragile_batch(module, images=5)
+
+
+# --- the victim as a module -------------------------------------------------------------------------
+
+
+def test_gradients_and_passes_are_those_of_the_attacked_view() -> None:
+    double = Wrap(
+        lambda f, x, rng: f(x).round(), Gradient.BPDA, surrogates=(lambda f, x, rng: f(x), lambda f, x, rng: 2 * f(x))
+    )
+    victim, batch = scene((double,))
+    for view, factor in ((0, 1), (1, 2)):
+        point = batch.x.clone().requires_grad_()
+        AsModule(victim, Access.GRADIENT, view)(point).sum().backward()
+        own = batch.x.clone().requires_grad_()
+        (expected,) = torch.autograd.grad(factor * victim.module(own).sum(), own)
+        assert torch.allclose(point.grad, expected)  # type: ignore[arg-type]
+    assert (victim.passes.forward, victim.passes.backward) == (10, 10)
+
+
+def test_a_randomised_victim_is_averaged_over_its_draws() -> None:
+    noisy = Wrap(lambda f, x, rng: f(x) + torch.randn(len(x), 1, generator=rng), stochastic=True, draws=4000)
+    victim, batch = scene((noisy,))
+    seen = AsModule(victim, Access.GRADIENT)(batch.x)
+    assert (seen - victim.module(batch.x)).abs().max() < 0.1
+    assert victim.passes.forward == 5 * 4000
+
+
+def test_scores_and_labels_come_without_gradient_from_the_deployed_system() -> None:
+    rounding = Wrap(lambda f, x, rng: f(x).round(), Gradient.BPDA, surrogates=(lambda f, x, rng: f(x),))
+    victim, batch = scene((rounding,))
+    point = batch.x.clone().requires_grad_()
+    scores = AsModule(victim, Access.SCORE)(point)
+    assert torch.equal(scores, victim.module(batch.x).round())
+    assert not scores.requires_grad
+    labels = AsModule(victim, Access.DECISION, probabilities=True)(point)
+    assert torch.equal(labels.argmax(1), scores.argmax(1))
+    assert set(labels.unique().tolist()) == {0.0, 1.0}
+    chances = AsModule(victim, Access.SCORE, probabilities=True)(batch.x)
+    assert torch.allclose(chances.sum(1), torch.ones(5))
+
+
+def test_images_of_another_precision_are_converted_and_a_model_needs_no_parameters() -> None:
+    victim, batch = scene()
+    assert AsModule(victim, Access.GRADIENT)(batch.x.double()).dtype == torch.float32
+    bare = Victim(linear.Function(lambda x: x.flatten(1)[:, :2]), 2)
+    module = AsModule(bare, Access.GRADIENT)
+    assert next(module.parameters()).device == torch.device("cpu")
+    assert module(torch.zeros(1, 1, 2, 2, dtype=torch.float64)).dtype == torch.float64
+
+
+# --- what comes back --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m, b, t: 1 / 0, "lib.attack raised ZeroDivisionError: division by zero"),
+        (lambda m, b, t: b.x * float("nan"), "lib.attack returned NaN or infinite pixels"),
+        (lambda m, b, t: b.x[:-1], "lib.attack returned"),
+        (lambda m, b, t: b.x.flatten(1), "lib.attack returned"),
+        (lambda m, b, t: (b.x + 0.2).clamp(0, 1), "lib.attack left the perturbation set on 5 images, by up to 0.1"),
+        (lambda m, b, t: b.x - 0.05 - b.x.amin(), "lib.attack left the perturbation set"),
+    ],
+)
+def test_a_failing_attack_is_a_failed_cell_with_its_reason(call: Any, message: str) -> None:
+    victim, batch = scene()
+    with pytest.raises(CellFailure, match=message):
+        craft(wrapped(call), victim, batch, THREAT, Stream(0, "a"), Batching(8), "lib.attack")
+
+
+def test_rounding_is_projected_away_and_the_smallest_change_has_no_ball() -> None:
+    victim, batch = scene()
+    over = wrapped(lambda m, b, t: b.x.clamp(0.2, 0.8) + 0.10001)
+    middle = Batch(batch.x.clamp(0.2, 0.8), batch.y, batch.index)
+    x = over(victim, middle, THREAT, Stream(0, "a")).x
+    assert THREAT.perturbation.check(middle.x, x).all()
+    far = wrapped(lambda m, b, t: 1 - b.x)
+    free = Threat(MinimumNorm("linf", Fraction(1, 10)))
+    assert torch.equal(far(victim, batch, free, Stream(0, "a")).x, 1 - batch.x)
+
+
+def test_batches_are_no_larger_than_allowed_and_all_views_are_tried_on_what_is_left() -> None:
+    sizes: list[int] = []
+
+    def call(module: AsModule, part: Batch, threat: Threat) -> Tensor:
+        sizes.append(len(part))
+        return part.x
+
+    pair = Wrap(lambda f, x, rng: f(x), surrogates=(lambda f, x, rng: f(x), lambda f, x, rng: f(x)))
+    victim, batch = scene((pair,), batch_size=2)
+    wrapped(call)(victim, batch, THREAT, Stream(0, "a"))
+    assert sizes == [2, 2, 2, 2, 1, 1]
+    sizes.clear()
+    wrapped(call, one_by_one=True, access=Access.SCORE)(victim, batch, THREAT, Stream(0, "a"))
+    assert sizes == [1] * 5
+
+
+# --- query budgets ----------------------------------------------------------------------------------
+
+
+def search(module: AsModule, part: Batch, threat: Threat) -> Tensor:
+    """Asks for ever larger changes, for ever, and would return nothing of use."""
+    step = 0
+    while True:
+        step += 1
+        module((part.x + 0.004 * step * (-1 if step % 2 else 1)).clamp(0, 1))
+
+
+class Corner(nn.Module):
+    """Class 1 where the mean of the image exceeds 0.55."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = x.flatten(1).mean(1) - 0.55
+        return torch.stack([-z, z], 1)
+
+
+def corner(n: int = 3) -> tuple[Victim, Batch]:
+    x = torch.full((n, 1, 2, 2), 0.5)
+    return Victim(Corner(), 2), Batch(x, torch.zeros(n, dtype=torch.long), torch.arange(n))
+
+
+@pytest.mark.parametrize("access", [Access.SCORE, Access.DECISION])
+def test_a_search_ends_with_its_queries_and_keeps_the_closest_success(access: Access) -> None:
+    victim, batch = corner()
+    attack = wrapped(search, access=access, one_by_one=True, queries=20)
+    made = attack(victim, batch, THREAT, Stream(0, "a"))
+    assert victim.passes.forward == 60
+    assert made.trace is not None
+    assert made.trace.queries is not None
+    assert made.trace.queries.tolist() == [20] * 3
+    assert made.x.flatten().tolist() == pytest.approx([0.556] * 12), "the first change of 14 steps upward"
+    few = wrapped(search, access=access, one_by_one=True, queries=10)(victim, batch, THREAT, Stream(0, "a"))
+    assert torch.equal(few.x, batch.x)
+
+
+def test_the_closest_success_for_a_target() -> None:
+    victim, batch = corner(1)
+    goal = Threat(Ball("linf", Fraction(1, 10)), Targeted("next"))
+    there = Batch(batch.x, batch.y, batch.index, torch.ones(1, dtype=torch.long))
+    attack = wrapped(search, access=Access.SCORE, one_by_one=True, queries=20)
+    assert attack(victim, there, goal, Stream(0, "a")).x.mean() == pytest.approx(0.556)
+    here = Batch(batch.x, batch.y, batch.index, torch.zeros(1, dtype=torch.long))
+    assert attack(victim, here, goal, Stream(0, "a")).x.mean() == pytest.approx(0.496), "the first query hits"
+
+
+# --- state ------------------------------------------------------------------------------------------
+
+
+def vandal(module: AsModule, part: Batch, threat: Threat) -> Tensor:
+    """Does what attacks of several libraries do, and more."""
+    import random
+
+    import numpy as np
+
+    torch.manual_seed(1)
+    np.random.seed(1)
+    random.seed(1)
+    torch.set_default_dtype(torch.float64)
+    for m in module.modules():
+        m.train()
+    for p in module.parameters():
+        p.requires_grad_(True)
+    module.zero_grad()
+    module(part.x.float()).sum().backward()
+    torch.set_grad_enabled(False)
+    return part.x
+
+
+def test_everything_comes_back_as_it_was_even_after_an_error() -> None:
+    victim, batch = scene()
+    with_gradients(victim.module, lambda m: m(batch.x).sum())
+    next(iter(victim.module.parameters())).requires_grad_(False)
+    victim.module.train()
+    next(iter(victim.module.children())).eval()
+    before = fingerprint(victim.module)
+    before.pop("the model's weights")  # batch norm in training mode moves its statistics: the library's own doing
+    wrapped(vandal)(victim, batch, THREAT, Stream(0, "a"))
+
+    def fails(module: AsModule, part: Batch, threat: Threat) -> Tensor:
+        vandal(module, part, threat)
+        raise ValueError
+
+    with pytest.raises(ValueError):
+        wrapped(fails)(victim, batch, THREAT, Stream(0, "a"))
+    assert differences(before, fingerprint(victim.module)) == []
+
+
+def test_draws_depend_on_the_image_where_it_goes_alone() -> None:
+    def noise(module: AsModule, part: Batch, threat: Threat) -> Tensor:
+        return (part.x + 0.05 * torch.rand_like(part.x)).clamp(0, 1)
+
+    victim, batch = scene()
+    attack = wrapped(noise, one_by_one=True)
+
+    def run(part: Batch, seed: int = 0) -> Crafted:
+        return attack(victim, part, THREAT, Stream(seed, "a"))
+
+    order = torch.tensor([3, 0, 4, 1, 2])
+    assert torch.equal(run(batch).x[order], run(batch.take(order)).x)
+    assert not torch.equal(run(batch).x, run(batch, 1).x)
