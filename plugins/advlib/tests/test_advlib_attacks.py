@@ -236,11 +236,15 @@ def test_fmn_is_put_back_after_an_error() -> None:
 def test_too_few_classes_for_the_loss(name: str, classes: int, goal: Goal, instead: str) -> None:
     net = network(classes)
     threat = Threat(MinimumNorm("l2", Fraction(1)) if name == "alma" else Ball("l2", Fraction(1)), goal)
+    has_loss = "loss" in instead
     with pytest.raises(CellFailure, match=instead):
-        run(f"adv.{name}", Victim(net, classes), right(net, 2), threat)
-    if "loss" in instead:
-        x = run(f"adv.{name}", Victim(net, classes), right(net, 2), threat, loss="ce").x
-        assert x.shape == (2, 1, 8, 8)
+        run(f"adv.{name}", Victim(net, classes), right(net, 2), threat, **({"loss": "dlr"} if has_loss else {}))
+    if has_loss:
+        plain = run(f"adv.{name}", Victim(net, classes), right(net, 2), threat, loss="ce").x
+        assert torch.equal(run(f"adv.{name}", Victim(net, classes), right(net, 2), threat).x, plain)
+        wide = network(5)
+        ratio = run(f"adv.{name}", Victim(wide, 5), right(wide, 2), threat, loss="dlr").x
+        assert torch.equal(run(f"adv.{name}", Victim(wide, 5), right(wide, 2), threat).x, ratio)
 
 
 def test_levels_round() -> None:

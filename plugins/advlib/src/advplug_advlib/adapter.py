@@ -61,20 +61,22 @@ class Call:
         self._demand_classes(module.classes, targeted)
         labels = part.target if targeted else part.y
         function: Callable[..., Tensor] = functools.reduce(getattr, row.function.split("."), library())
-        given = self._arguments(module.classes, threat)
+        given = self._arguments(module.classes, threat, targeted)
         if "targeted" in row.goals:
             given["targeted"] = targeted
         with _fmn() if row.name == "fmn" else nullcontext():
             # Logits in the images' precision: the library mixes both in tensors of its own.
             return function(lambda x: module(x).to(x.dtype), part.x.clone(), labels, **given)
 
-    def _arguments(self, classes: int, threat: Threat) -> dict[str, Any]:
+    def _arguments(self, classes: int, threat: Threat, targeted: bool) -> dict[str, Any]:
         row = self.row
         given = dict(row.extra.get(threat.norm, {}))
         for option in row.options:
             value = self.values[option.spec.name]
             if value is not None or option.keyword not in given:
                 given[option.keyword] = value
+            if option.spec.name == "loss" and value == "auto":
+                given[option.keyword] = "dlr" if classes >= self._dlr_needs(targeted) else "ce"
         if row.norm:
             given[row.norm] = row.order[threat.norm]
         if row.eps:
@@ -86,9 +88,13 @@ class Call:
                 given[keyword] = min(given[keyword], classes - 1)
         return given
 
+    def _dlr_needs(self, targeted: bool) -> int:
+        """How many classes the difference of logits ratio needs; 0 for attacks without it."""
+        return self.row.dlr[targeted] if self.row.dlr else 0
+
     def _demand_classes(self, classes: int, targeted: bool) -> None:
-        needed = self.row.dlr[targeted] if self.row.dlr and self.values.get("loss", "dlr") == "dlr" else 0
-        if classes >= needed:
+        needed = self._dlr_needs(targeted)
+        if self.values.get("loss", "dlr") != "dlr" or classes >= needed:
             return
         instead = "use loss=ce" if "loss" in self.values else "use adv.pdgd or adv.fmn"
         raise CellFailure(

@@ -84,7 +84,8 @@ def _bool(name: str, keyword: str, default: bool, text: str) -> Option:
 
 
 def _loss(default: str, *others: str) -> Option:
-    text = "loss that is maximised: cross-entropy, difference of logits, or its ratio"
+    text = "loss that is maximised: cross-entropy, difference of logits or its ratio"
+    text += "; auto: the ratio where there are classes enough for it" if default == "auto" else ""
     return Option("loss_function", ParamSpec("loss", "str", default, Param(text), choices=(default, *others)))
 
 
@@ -95,7 +96,7 @@ def _steps(keyword: str, default: int, ge: int = 1) -> Option:
 _RESTARTS = _int("restarts", "n_restarts", 1, "random starts, later ones only for survivors")
 _EOT = _int("draws", "eot_iter", 1, "further samples a gradient is averaged over, for randomised victims")
 _RHO = _float("rho", "rho", 0.75, "share of rising steps below which the step is halved", gt=0, le=1)
-_APGD = (_steps("n_iter", 100, 5), _RESTARTS, _loss("dlr", "ce"), _EOT, _RHO)
+_APGD = (_steps("n_iter", 100, 5), _RESTARTS, _loss("auto", "dlr", "ce"), _EOT, _RHO)
 _LARGE = {"l1": {"use_large_reps": True}}
 _OVERSHOOT = _float("overshoot", "overshoot", 0.02, "share by which a step crosses the boundary", ge=0)
 _SAMPLES = _int("samples", "n_samples", 10, "random sizes tried for the pixel of a step")
