@@ -48,14 +48,14 @@ def official(net: nn.Module, batch: Batch, eps: float, settings: dict[str, int])
     from pyautoattack import AutoAttack
 
     attacks = ["apgd-ce", "apgd-t", "fab-t", "square"]
-    made = AutoAttack(net, norm="Linf", eps=eps, seed=0, version="custom", attacks_to_run=attacks, device="cpu",
-                      verbose=False)  # fmt: skip
+    made = AutoAttack(net, norm="Linf", eps=eps, seed=0, version="custom", attacks=attacks, device="cpu")
+    made.verbose = False
     made.apgd.n_restarts = made.fab.n_restarts = made.apgd_targeted.n_restarts = 1
     made.apgd.n_iter = made.apgd_targeted.n_iter = made.fab.n_iter = settings["steps"]
     made.apgd_targeted.n_target_classes = made.fab.n_target_classes = settings["n_targets"]
     made.square.n_queries = settings["queries"]
     trace = sys.gettrace()
-    x: Tensor = made.run_standard_evaluation(batch.x, batch.y, bs=BATCH)
+    x: Tensor = made.run_standard_evaluation(batch.x, batch.y, batch_size=BATCH)[0]
     sys.settrace(trace)  # its check of the model switches tracing off
     return x
 
@@ -64,7 +64,7 @@ def torchattacks_(net: nn.Module, batch: Batch, eps: float, settings: dict[str, 
     import torchattacks
 
     made = torchattacks.AutoAttack(net, eps=eps, seed=0)
-    for part in made._autoattack.attacks.values():
+    for part in made._autoattack.attacks:
         part.steps = settings["steps"]
         if hasattr(part, "n_queries"):
             part.n_queries = settings["queries"]
@@ -97,7 +97,7 @@ def mnist() -> tuple[nn.Module, Batch]:
     """A small CNN with PGD training at 0.2 for a few epochs, from the user's cache after the first time."""
     from advplug.builtin.datasets import mnist as source
 
-    data = source(str(Path(os.environ["ADVPLUG_DATA"]) / "mnist")).load(offline=True)
+    data = source(Path(os.environ["ADVPLUG_DATA"]) / "mnist").load(offline=True)
     x, y = _arrays(data.train, 6000)
     net = models.cached_net("mnist-adversarial", lambda: _mnist_net(), lambda n: _train(n, x, y))
     test_x, test_y = _arrays(data.test, 1000)
@@ -138,8 +138,8 @@ def overhead(net: nn.Module, batch: Batch) -> dict[str, float]:
 
     out = {}
     for name, attack in (
-        ("autoattack", autoattack(**{**PUBLISHED, "queries": 300, "n_targets": 3})),  # type: ignore[arg-type]
-        ("square", Square(1000)),
+        ("autoattack", autoattack(**SMALL)),  # type: ignore[arg-type]
+        ("square", Square(300)),
     ):
         shares = [outside(net, batch, Fraction(1, 255), attack) for _ in range(3)]
         out[name] = statistics.median(shares)
@@ -172,7 +172,7 @@ def main() -> None:
         hard = hard.take(right(digits, hard.x, hard.y))
         result["mnist"] = compare("CNN trained adversarially on MNIST", digits, hard, 0.1, settings)
     if options.only in (None, "overhead"):
-        result["overhead"] = overhead(net, batch.take(torch.arange(min(128, len(batch)))))
+        result["overhead"] = overhead(net, batch.take(torch.arange(min(64, len(batch)))))
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(result, indent=1) + "\n")
     print(f"written to {options.output}")
