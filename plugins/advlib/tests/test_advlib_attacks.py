@@ -39,7 +39,10 @@ FAST: dict[str, dict[str, Any]] = {
 """Parameters with which the test takes about a second."""
 LONG = ("pdgd", "pdpgd", "cw-linf", "sigma-zero")
 """Attacks that take longer to converge: only tried on the network in the fast tests."""
-DIFFERS = {("apgd-t", "targets"), ("ddn", "levels"), ("fmn", "steps"), ("tr", "steps"), ("alma", "lr"), ("pdpgd", "lr")}
+DIFFERS = {
+    ("apgd", "loss"), ("apgd-t", "loss"), ("apgd-min", "loss"), ("apgd-t", "targets"), ("ddn", "levels"),
+    ("fmn", "steps"), ("tr", "steps"), ("alma", "lr"), ("pdpgd", "lr"),
+}  # fmt: skip
 """The defaults that are not adv-lib's; see the README."""
 EPS = {"linf": Fraction(1, 8), "l2": Fraction(7, 10), "l1": Fraction(2), "l0": Fraction(3)}
 SHORT = {"apgd-t": {"steps": 50},
