@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 import engine_models as models
 from advplug.allocator import keep_freed_memory
+from advplug.attacks.square import Square
 from advplug.builtin.autoattack import autoattack
 from advplug.contracts import Batch
 from advplug.rng import Stream
-from advplug.square import Square
 from advplug.victim import Victim
 from engine import linf, right
 

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 
 import engine_models as models
-from advplug import precision
 from advplug.allocator import keep_freed_memory, release_freed_memory
+from advplug.attacks import precision
 from advplug.builtin import gradient
 from advplug.contracts import Ball, Batch, EvasionAttack, Threat
 from advplug.rng import Stream

@@ -176,8 +176,8 @@ def _serve() -> None:
 
     for name in (
         "sklearn.datasets", "safetensors.torch", "pydantic", "torch._dynamo", "torch_pruning", "usernets",
-        "advplug.api", "advplug.cli", "advplug.console", "advplug.engine", "advplug.pruning", "advplug.runner",
-        "advplug.table", "advplug.builtin.nets",
+        "advplug.api", "advplug.cli", "advplug.console", "advplug.attacks.engine", "advplug.defenses.pruning",
+        "advplug.runner", "advplug.table", "advplug.builtin.nets",
     ):  # fmt: skip
         importlib.import_module(name)
     from advplug.registry import registry

@@ -15,14 +15,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from advplug.attacks.cascade import Cascade, Part
+from advplug.attacks.engine import GradientAttack
+from advplug.attacks.fab import FabT
+from advplug.attacks.square import Square
 from advplug.builtin.autoattack import autoattack
-from advplug.cascade import Cascade, Part
 from advplug.contracts import Ball, Batch, Crafted, Goal, Targeted, Threat, Trace, Untargeted, Wrap
-from advplug.engine import GradientAttack
 from advplug.errors import UsageError
-from advplug.fab import FabT
 from advplug.rng import Stream
-from advplug.square import Square
 from advplug.testing import check_attack
 from advplug.victim import Victim
 from linear import problem, stream, threat, wrong
@@ -130,7 +130,7 @@ def test_each_part_gets_what_the_ones_before_left(caplog: pytest.LogCaptureFixtu
     batch = Batch(torch.zeros(4, 1, 2, 2), torch.zeros(4, dtype=torch.long), torch.arange(10, 14))
     victim = Victim(Positive(), 2, batch_size=3)
     attack = Cascade(lambda v, goal: (*parts, unused))
-    with caplog.at_level(logging.INFO, "advplug.cascade"):
+    with caplog.at_level(logging.INFO, "advplug.attacks.cascade"):
         out = attack(victim, batch, threat(1.0), stream())
     assert [p.attack.given for p in (*parts, unused)] == [[10, 11, 12, 13], [11, 12], [11]]  # type: ignore[attr-defined]
     torch.testing.assert_close(out.x[:, 0, 0, 0], torch.tensor([1.0, -0.1, 1.0, 1.0]))

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from advplug.attacks.engine import GradientAttack
 from advplug.builtin import gradient
 from advplug.contracts import Batch, Targeted
-from advplug.engine import GradientAttack
 from advplug.errors import UsageError
 from advplug.victim import Victim
 from linear import Function, problem, stream, threat, wrong
@@ -84,7 +84,7 @@ def test_input_gradient_against_finite_differences() -> None:
             seen.append(point)
             return point.x, {}  # type: ignore[attr-defined]
 
-    from advplug import engine
+    from advplug.attacks import engine
 
     run = engine._Run(
         GradientAttack(steps=1, start="clean", keep_going=True), Victim(net, 4), batch, threat(0.1), stream()

@@ -14,15 +14,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advplug import precision, transforms
+from advplug.attacks import precision, transforms
+from advplug.attacks.engine import GradientAttack
+from advplug.attacks.steps import checkpoints
 from advplug.ball import TOLERANCE, distance, inside
 from advplug.builtin import gradient, noise
 from advplug.contracts import Batch, Wrap
-from advplug.engine import GradientAttack
 from advplug.errors import UsageError
 from advplug.parse import parse_stack
 from advplug.registry import registry
-from advplug.steps import checkpoints
 from advplug.victim import Victim
 from linear import Function, problem, stream, threat, wrong
 
@@ -108,7 +108,7 @@ def test_eot_gradient_is_the_mean_over_its_draws() -> None:
     stack = parse_stack("rotation:degrees=15+noise:sigma=0.05+brightness")
     attack = gradient.eot_pgd(transforms=stack, draws=5, steps=1)
     victim = Victim(net, 4)
-    from advplug import engine
+    from advplug.attacks import engine
 
     seen: list[Tensor] = []
     real = engine.reading

@@ -11,10 +11,10 @@ import torch
 from scipy import optimize
 from torch import Tensor, nn
 
+from advplug.attacks.fab import FabT
+from advplug.attacks.plane import nearest_on_plane
 from advplug.contracts import Batch, MinimumNorm, Targeted, Threat, Untargeted, Wrap
 from advplug.errors import UsageError
-from advplug.fab import FabT
-from advplug.plane import nearest_on_plane
 from advplug.testing import check_attack
 from advplug.victim import Victim
 from linear import Function, problem, stream, threat, wrong

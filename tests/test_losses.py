@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from advplug.attacks.losses import LOSSES, cross_entropy, dlr, loss_named, margin
 from advplug.errors import CellFailure, UsageError
-from advplug.losses import LOSSES, cross_entropy, dlr, loss_named, margin
 
 Z = torch.tensor([[4.0, 1.0, 3.0, 0.0], [2.0, 5.0, 1.0, 0.5]], dtype=torch.float64)
 Y = torch.tensor([0, 0])

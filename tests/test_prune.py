@@ -17,9 +17,9 @@ from advplug.builtin import models, nets
 from advplug.builtin.prune import prune
 from advplug.contracts import DatasetInfo, Schedule, Tuned
 from advplug.data import ArrayImages, Split
+from advplug.defenses.pruning import Graph, rebuild, shrink
 from advplug.errors import UsageError
 from advplug.parse import parse_reference, parse_stack
-from advplug.pruning import Graph, rebuild, shrink
 from advplug.registry import registry
 from advplug.rng import Stream
 from advplug.train import Training

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from advplug.attacks.spatial import Ranges, Spatial, _cross_entropy, transformed
 from advplug.builtin.geometric import spatial
 from advplug.contracts import Batch, Crafted, Targeted, Threat, Trace, Untargeted, Wrap
 from advplug.errors import UsageError
-from advplug.spatial import Ranges, Spatial, _cross_entropy, transformed
 from advplug.testing import check_attack
 from advplug.victim import Victim
 from cli_tools import CNN, QUICK, evaluate

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from advplug.attacks.square import Square, share_of_pixels
+from advplug.attacks.windows import Canvas, L2Moves, LinfMoves, two_bumps
 from advplug.contracts import Batch, Targeted, Wrap
 from advplug.errors import UsageError
-from advplug.square import Square, share_of_pixels
 from advplug.testing import check_attack
 from advplug.victim import Victim
-from advplug.windows import Canvas, L2Moves, LinfMoves, two_bumps
 from linear import Affine, Problem, problem, stream, threat, wrong
 
 

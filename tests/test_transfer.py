@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import linear
-from advplug import transfer
+from advplug.attacks import transfer
 from advplug.builtin.gradient import pgd
 from advplug.builtin.transfer import transfer as made
 from advplug.contracts import Ball, Batch, Spec, Targeted, Threat

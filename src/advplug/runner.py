@@ -19,6 +19,7 @@ from torch import Tensor
 from advplug import audit as audits
 from advplug.artifacts import Artifacts
 from advplug.assemble import Stored, finding, identity
+from advplug.attacks.precision import chosen
 from advplug.build import Builder, Built
 from advplug.crafted import CraftedWriter, has_crafted, read_crafted
 from advplug.decisions import Batching, Clean, clean_decisions
@@ -30,7 +31,6 @@ from advplug.matrix import Sweep, VictimPlan
 from advplug.params import plain
 from advplug.perturbations import LP
 from advplug.pipeline import SweepResult, run_sweep
-from advplug.precision import chosen
 from advplug.registry import Registry
 from advplug.results import Cell, Passes, Seconds, Status
 from advplug.store import Store

@@ -8,9 +8,9 @@ from advplug.builtin.gradient import Precision, apgd, apgd_t
 from advplug.contracts import Access, AttackCaps, Param, Spec, Strength, Targeted
 
 if TYPE_CHECKING:
-    from advplug.cascade import Cascade, Part
+    from advplug.attacks.cascade import Cascade, Part
+    from advplug.attacks.fab import FabT
     from advplug.contracts import Goal
-    from advplug.fab import FabT
     from advplug.victim import Victim
 
 
@@ -24,7 +24,7 @@ def fab_t(
     beta: Annotated[float, Param("share of a success that the step back keeps", ge=0, le=1)] = 0.9,
 ) -> FabT:
     """Steps along the linearised boundary to each of several classes."""
-    from advplug.fab import FabT
+    from advplug.attacks.fab import FabT
 
     return FabT(steps, n_targets, alpha_max, eta, beta)
 
@@ -37,8 +37,8 @@ def autoattack(
     precision: Precision = "auto",
 ) -> Cascade:
     """apgd-ce, apgd-t, fab-t and square; for randomised victims apgd-ce and apgd-dlr."""
-    from advplug.cascade import Cascade, Part
-    from advplug.square import Square
+    from advplug.attacks.cascade import Cascade, Part
+    from advplug.attacks.square import Square
 
     def choose(victim: Victim, goal: Goal) -> tuple[Part, ...]:
         if victim.stochastic:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from advplug.contracts import Access, AttackCaps, Param, Spec, Strength
 
 if TYPE_CHECKING:
-    from advplug.square import Square
+    from advplug.attacks.square import Square
 
 
 def square(
@@ -17,7 +17,7 @@ def square(
     restarts: Annotated[int, Param("starts, later ones only for survivors", ge=1)] = 1,
 ) -> Square:
     """Random search over square windows; no gradient is needed."""
-    from advplug.square import Square
+    from advplug.attacks.square import Square
 
     return Square(queries, p_init, rescale, restarts)
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from advplug.contracts import Access, AttackCaps, Param, Spec, Strength
 
 if TYPE_CHECKING:
-    from advplug.deepfool import DeepFool
-    from advplug.spatial import SpatialAttack
+    from advplug.attacks.deepfool import DeepFool
+    from advplug.attacks.spatial import SpatialAttack
 
 
 def deepfool(
@@ -18,7 +18,7 @@ def deepfool(
     refine: Annotated[int, Param("halvings of the way back at the end; 0: as published", ge=0)] = 0,
 ) -> DeepFool:
     """The smallest change that is misclassified, by steps to the nearest linearised boundary."""
-    from advplug.deepfool import DeepFool
+    from advplug.attacks.deepfool import DeepFool
 
     return DeepFool(steps, overshoot, candidates, refine)
 
@@ -32,7 +32,7 @@ def spatial(
     scales: Annotated[int, Param("sizes on the grid where scale is not 0, an odd number", ge=3)] = 5,
 ) -> SpatialAttack:
     """The worst of many shifts, rotations and changes of size; eps is a share of their ranges."""
-    from advplug.spatial import Ranges, SpatialAttack
+    from advplug.attacks.spatial import Ranges, SpatialAttack
 
     return SpatialAttack(Ranges(shift, angle, scale), method, tries, scales)
 

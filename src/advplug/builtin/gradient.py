@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from advplug.contracts import Access, AttackCaps, Norm, Param, Spec, Stack, Strength
 
 if TYPE_CHECKING:
-    from advplug.engine import GradientAttack
+    from advplug.attacks.engine import GradientAttack
 
 Steps: TypeAlias = Annotated[int, Param("gradient steps", ge=1)]
 Alpha: TypeAlias = Annotated[Fraction | None, Param("step in pixel units; none: a share of eps", gt=0)]
@@ -26,7 +26,7 @@ AUTO: Any = "auto"
 
 
 def _make(**fields: Any) -> GradientAttack:
-    from advplug.engine import GradientAttack
+    from advplug.attacks.engine import GradientAttack
 
     return GradientAttack(**fields)
 
@@ -102,7 +102,7 @@ def eot_pgd(
     precision: Precision = "auto",
 ) -> GradientAttack:
     """PGD on gradients averaged over transformations and over the victim's own randomness."""
-    from advplug.transforms import build
+    from advplug.attacks.transforms import build
 
     attack = pgd(steps=steps, alpha=alpha, restarts=restarts, loss=loss, draws=draws, precision=precision)
     return replace(attack, transforms=build(transforms))

@@ -35,7 +35,7 @@ def prune(
     def apply(model: nn.Module, training: Training) -> Tuned:
         import numpy as np
 
-        from advplug.pruning import PROBES, shrink
+        from advplug.defenses.pruning import PROBES, shrink
 
         x = training.data.batch(np.arange(min(PROBES, len(training.data)))).x
         structure, facts = shrink(model, x, ratio, names)
@@ -45,7 +45,7 @@ def prune(
         return Tuned(model, structure, facts)
 
     def rebuild(model: nn.Module, structure: Mapping[str, Tensor]) -> nn.Module:
-        from advplug.pruning import rebuild
+        from advplug.defenses.pruning import rebuild
 
         return rebuild(model, structure)
 

@@ -8,7 +8,7 @@ from advplug.contracts import Access, AttackCaps, Param, Reference, Spec, Stack,
 from advplug.errors import UsageError
 
 if TYPE_CHECKING:
-    from advplug.transfer import Transfer
+    from advplug.attacks.transfer import Transfer
 
 INNER = Stack((Reference("pgd", (("steps", "40"),)),))
 
@@ -18,8 +18,8 @@ def transfer(
     attack: Annotated[Stack, Param("how, as (pgd:steps=40); loss-maximising attacks take all their steps")] = INNER,
 ) -> Transfer:
     """Crafts on a surrogate."""
+    from advplug.attacks.transfer import Transfer
     from advplug.registry import registry
-    from advplug.transfer import Transfer
 
     if len(attack) != 1:
         raise UsageError(f"transfer: attack takes one attack, like (pgd:steps=40), got '{attack}'")

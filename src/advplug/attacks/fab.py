@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from advplug.attacks.losses import margin
+from advplug.attacks.plane import nearest_on_plane
+from advplug.attacks.slots import Queue, Reading, Slots, reading
 from advplug.ball import columns, project, size
 from advplug.contracts import Batch, Crafted, MinimumNorm, Targeted, Threat, Trace
 from advplug.errors import UsageError
-from advplug.losses import margin
-from advplug.plane import nearest_on_plane
 from advplug.rng import Stream
-from advplug.slots import Queue, Reading, Slots, reading
 from advplug.victim import Victim, common_size, decide_padded, input_gradient
 
 NORMS = ("linf", "l2", "l1")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from advplug.attacks.steps import Memory
 from advplug.contracts import Batch, Trace
-from advplug.steps import Memory
 
 
 @dataclass

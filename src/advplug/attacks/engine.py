@@ -17,14 +17,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from advplug import precision, transforms
+from advplug.attacks import precision, transforms
+from advplug.attacks.losses import Loss, loss_named
+from advplug.attacks.slots import Queue, Reading, Results, Slots, join, reading
+from advplug.attacks.steps import Adaptive, Momentum, Point, Steepest, StepRule
 from advplug.ball import columns, project, random_start
 from advplug.contracts import Batch, Crafted, Targeted, Threat
 from advplug.errors import UsageError
-from advplug.losses import Loss, loss_named
 from advplug.rng import Stream
-from advplug.slots import Queue, Reading, Results, Slots, join, reading
-from advplug.steps import Adaptive, Momentum, Point, Steepest, StepRule
 from advplug.victim import Victim, common_parts, decide_padded, input_gradient
 
 CLEAR_LEAD = 0.1

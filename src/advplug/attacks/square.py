@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from advplug.attacks.losses import cross_entropy, margin
+from advplug.attacks.slots import Results
+from advplug.attacks.windows import MOVES, Canvas
 from advplug.ball import columns, inside, project, size
 from advplug.contracts import Batch, Crafted, Targeted, Threat, Trace
 from advplug.errors import UsageError
-from advplug.losses import cross_entropy, margin
 from advplug.rng import Stream
-from advplug.slots import Results
 from advplug.victim import Victim, common_size, decide_padded
-from advplug.windows import MOVES, Canvas
 
 BLOCK = 256
 """Iterations for which an image's random numbers are drawn at once."""

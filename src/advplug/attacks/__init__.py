@@ -1,0 +1,1 @@
+"""Attack kernels: what the registered attacks are made of. Needs torch."""

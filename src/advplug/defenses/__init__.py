@@ -1,0 +1,1 @@
+"""Defense kernels: what the registered defenses are made of. Needs torch."""
