@@ -58,19 +58,20 @@ class Transfer:
         key = (self.surrogate.key, self.label, threat.norm, threat.perturbation.eps, str(threat.goal), rng.seed)
         names = list(zip(batch.index.tolist(), self._targets(batch), strict=True))
         # Draws shared by a batch make an image depend on its neighbours; unnamed victims cannot be told apart.
-        known = {} if self.caps.per_batch or not self.surrogate.key else _MEMORY.of(key)
+        reusable = bool(self.surrogate.key) and not self.caps.per_batch
+        known = _MEMORY.of(key) if reusable else {}
         missing = [row for row, name in enumerate(names) if name not in known]
         x = batch.x.clone()
+        for row, name in enumerate(names):
+            if name in known:
+                x[row] = known[name].to(x.device)
         if missing:
             rows = torch.tensor(missing)
             made = self._craft(victim, batch.take(rows), threat, rng)
             x[rows.to(x.device)] = made
-            if self.surrogate.key and not self.caps.per_batch:
+            if reusable:
                 for row, image in zip(missing, made.cpu(), strict=True):
                     _MEMORY.put(key, names[row], image.clone())
-        for row, name in enumerate(names):
-            if row not in set(missing):
-                x[row] = known[name].to(x.device)
         return Crafted(x)
 
     def _targets(self, batch: Batch) -> list[int]:
