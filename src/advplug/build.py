@@ -16,6 +16,7 @@ from advplug.artifacts import Artifact, Artifacts
 from advplug.contracts import (
     DatasetInfo,
     Defense,
+    Fit,
     ModelSource,
     Objective,
     Schedule,
@@ -102,6 +103,8 @@ class Builder:
         data = self._prepared(plan, dataset.train, stages)
         trained, chain = self._train(plan, info, data, stages)
         facts: dict[str, Any] = {}
+        if trained.facts:
+            facts |= {bound.label: trained.facts for bound, stage in stages if isinstance(stage, Fit)}
         model, defend = trained.model, 0.0
         for bound, stage in stages:
             if isinstance(stage, Tune):
@@ -116,6 +119,7 @@ class Builder:
         stream = Stream(plan.seed, f"victim/{plan.key}")
         victim = Victim(model, len(info.classes), wraps, self.device, stream, key=plan.key)
         split, notes = subset(dataset.test, limit)
+        notes += tuple(f"{name}: {text}" for name, told in facts.items() for text in told.get("warnings", ()))
         return Built(victim, split, plan.seed, weights_hash(model), facts, notes, trained.seconds, defend)
 
     def _dataset(self, bound: Bound) -> Dataset:
@@ -140,16 +144,19 @@ class Builder:
             with Stream(plan.seed, "init").as_global():
                 return source.build(info, offline=self._offline)
 
-        parts = [bound.recipe for bound, stage in stages if isinstance(stage, TrainingData | Objective)]
+        parts = [bound.recipe for bound, stage in stages if isinstance(stage, TrainingData | Objective | Fit)]
         how = plain(vars(schedule)) if schedule else None
         chain = _Chain({"schema": SCHEMA, **plan.baseline.recipe, "schedule": how, "training": plain(parts)})
         if schedule is None:
             return _Made(fresh(), {}), chain
-        objective = next((s for _, s in stages if isinstance(s, Objective)), None)
+        instead = next((s for _, s in stages if isinstance(s, Objective | Fit)), None)
 
         def make() -> Tuned:
             title = f"training {plan.model.label} on {plan.dataset.label}"
-            return Tuned(self._training(plan, info, data, title, chain).fit(fresh(), objective))
+            training = self._training(plan, info, data, title, chain)
+            if isinstance(instead, Fit):
+                return instead.apply(fresh(), training)
+            return Tuned(training.fit(fresh(), instead))
 
         return self._cached(chain.key, f"{plan.model.label} on {plan.dataset.label}", fresh, make, None), chain
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Access", "AttackCaps", "Ball", "Batch", "Crafted", "DatasetCaps", "DatasetInfo", "DatasetSource",
-    "Decision", "Defense", "DefenseCaps", "EvasionAttack", "Goal", "Gradient", "Metric", "MetricCaps", "MinimumNorm",
-    "ModelCaps", "ModelSource", "Norm", "Objective", "Param", "ParamSpec", "Perturbation", "Reference",
+    "Decision", "Defense", "DefenseCaps", "EvasionAttack", "Fit", "Goal", "Gradient", "Metric", "MetricCaps",
+    "MinimumNorm", "ModelCaps", "ModelSource", "Norm", "Objective", "Param", "ParamSpec", "Perturbation", "Reference",
     "Schedule", "Spec", "Stack", "Stage", "Strength", "Targeted", "Threat", "Trace", "TrainingData", "Tune",
     "Tuned", "Untargeted", "VictimRef", "Wrap",
 ]  # fmt: skip
@@ -290,12 +290,23 @@ class Tuned:
     """A tuned model.
 
     `structure` are integer tensors from which `Tune.rebuild` gives an untuned model the tuned one's
-    shapes; `facts` are JSON-ready figures to report (parameter counts).
+    shapes; `facts` are JSON-ready figures to report (parameter counts). Sentences in a list of facts called
+    `warnings` are noted at every cell.
     """
 
     model: nn.Module
     structure: Mapping[str, Tensor] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The training itself, where another loss is not enough: (fresh model, training) to the trained one with facts.
+
+    It stands in the place of an `Objective`, and `DefenseCaps.stages` calls it that too. The shapes stay.
+    """
+
+    apply: Callable[[nn.Module, Training], Tuned]
 
 
 @dataclass(frozen=True)
@@ -328,7 +339,7 @@ class Wrap:
     accepts: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
-Stage: TypeAlias = TrainingData | Objective | Tune | Wrap
+Stage: TypeAlias = TrainingData | Objective | Fit | Tune | Wrap
 Defense: TypeAlias = tuple[Stage, ...]
 """What a defense factory returns: its stages, in the order in which they apply."""
 

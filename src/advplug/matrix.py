@@ -360,7 +360,7 @@ def _judge_stack(victim: VictimPlan, info: DatasetInfo) -> Refused | None:
     if trains and victim.model.value.schedule(info) is None:
         return Refused(
             f"{trains[0]} changes how a model is trained, {victim.model.label} is only loaded",
-            "use a model by name without weights, or a defense that tunes or wraps",
+            "use a model by name without weights, or a defense that tunes or wraps, such as adv-finetune",
         )
     losses = [label for label, c in caps if "objective" in c.stages]
     if len(losses) > 1:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from advplug.contracts import Defense, DefenseCaps, Gradient, Objective, Schedule, TrainingData, Tune, Tuned, Wrap
+from advplug.contracts import Defense, DefenseCaps, Fit, Gradient, Objective, Schedule, TrainingData, Tune, Tuned, Wrap
 from advplug.data import Dataset, Split
 from advplug.errors import AdvplugError
 from advplug.registry import registry
@@ -24,7 +24,14 @@ from advplug.testing.state import fingerprint, unchanged
 from advplug.train import Training
 from advplug.victim import Victim
 
-STAGES: dict[str, type] = {"data": TrainingData, "objective": Objective, "tune": Tune, "wrap": Wrap}
+STAGES: dict[type, str] = {
+    TrainingData: "data",
+    Objective: "objective",
+    Fit: "objective",
+    Tune: "tune",
+    Wrap: "wrap",
+}
+"""The stages and what `DefenseCaps.stages` calls them."""
 SAMPLES = 32
 """Images whose directional derivative is compared; nine in ten must agree within 1 %."""
 
@@ -52,8 +59,9 @@ def defense_results(name: str, params: Mapping[str, Any], on: str, clean_drop: f
     makers: dict[type, Callable[[Any], dict[str, Callable[[], None]]]] = {
         Wrap: lambda stage: _wrap_checks(WrapCase(stage), clean_drop),
         Objective: _objective_checks,
+        Fit: lambda stage: {"fit": lambda: _trains(stage.apply, None, on)},
         TrainingData: _data_checks,
-        Tune: lambda stage: {"tune": lambda: _tune(stage, on)},
+        Tune: lambda stage: {"tune": lambda: _trains(stage.apply, stage.rebuild, on)},
     }
     for stage in stages:
         for label, test in makers[type(stage)](stage).items():
@@ -64,13 +72,13 @@ def defense_results(name: str, params: Mapping[str, Any], on: str, clean_drop: f
 def _made(stages: Any) -> Defense:
     require(isinstance(stages, tuple) and stages, "a factory must return a tuple of stages, like (Wrap(...),)")
     for stage in stages:
-        known = ", ".join(c.__name__ for c in STAGES.values())
-        require(type(stage) in STAGES.values(), f"{type(stage).__name__} is no stage; stages are {known}")
+        known = ", ".join(c.__name__ for c in STAGES)
+        require(type(stage) in STAGES, f"{type(stage).__name__} is no stage; stages are {known}")
     return tuple(stages)
 
 
 def _declaration(stages: Defense, caps: DefenseCaps) -> None:
-    have = tuple(next(n for n, c in STAGES.items() if isinstance(stage, c)) for stage in stages)
+    have = tuple(STAGES[type(stage)] for stage in stages)
     require(sorted(have) == sorted(caps.stages), f"its caps declare the stages {caps.stages}, it returned {have}")
     wraps = tuple(stage for stage in stages if isinstance(stage, Wrap))
     victim = Victim(nn.Identity(), 2, wraps)
@@ -291,7 +299,7 @@ def _training(dataset: Dataset, schedule: Schedule | None, seed: int = 0) -> Tra
     return Training(few, dataset.info, short, torch.device("cpu"), Stream(seed, "tune"))
 
 
-def _tune(stage: Tune, on: str) -> None:
+def _trains(apply: Callable[..., Any], rebuild: Callable[..., nn.Module] | None, on: str) -> None:
     dataset = digits()
     entry = registry().get("model", on)
     source = entry.make(bound(entry, {}))
@@ -307,7 +315,7 @@ def _tune(stage: Tune, on: str) -> None:
     before = fingerprint(model)
     training = _training(dataset, source.schedule(dataset.info))
     try:
-        tuned = stage.apply(copy.deepcopy(model), training)
+        tuned = apply(copy.deepcopy(model), training)
     except AdvplugError as refusal:
         raise Unchecked(f"it does not take '{on}': {refusal}; name a model that it takes (on=...)") from refusal
     require(isinstance(tuned, Tuned), f"it must return Tuned, it returned {type(tuned).__name__}")
@@ -317,7 +325,7 @@ def _tune(stage: Tune, on: str) -> None:
         logits = tuned.model.eval()(x)
         require(tuple(logits.shape) == (8, len(dataset.info.classes)), "the tuned model's logits have another shape")
         require(logits.isfinite().all(), "the tuned model's logits are not finite")
-        restored = fresh() if stage.rebuild is None else stage.rebuild(fresh(), tuned.structure)
-        require(stage.rebuild is not None or not tuned.structure, "structure without rebuild cannot be restored")
+        restored = fresh() if rebuild is None else rebuild(fresh(), tuned.structure)
+        require(rebuild is not None or not tuned.structure, "structure without rebuild cannot be restored")
         restored.load_state_dict(tuned.model.state_dict())
         require(torch.equal(restored.eval()(x), logits), "stored and rebuilt, the tuned model answers otherwise")
