@@ -13,7 +13,7 @@ import linear
 from advplug.attacks import transfer
 from advplug.builtin.gradient import pgd
 from advplug.builtin.transfer import transfer as made
-from advplug.contracts import Ball, Batch, Spec, Targeted, Threat
+from advplug.contracts import Ball, Batch, Spec, Targeted, Threat, Wrap
 from advplug.errors import UsageError
 from advplug.parse import Stack, parse_reference
 from advplug.registry import registry
@@ -125,6 +125,28 @@ def test_the_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         build(Victim(Two(1.0), 2, key=name))(Victim(Two(1.0), 2), batch(), THREAT, Stream(0, "t"))
     assert len(transfer._MEMORY.sets) == 1
     assert transfer._MEMORY.bytes == 4 * 16
+
+
+def test_a_single_set_is_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "KEPT_BYTES", 50)
+    attack, victim = build(Victim(Two(1.0), 2, key="a")), Victim(Two(1.0), 2)
+    first = attack(victim, batch(), THREAT, Stream(0, "t")).x
+    assert transfer._MEMORY.bytes == 3 * 16
+    assert torch.equal(attack(victim, batch(), THREAT, Stream(0, "t")).x, first)
+
+
+@pytest.mark.parametrize("change", ["draws", "batch norm"])
+def test_what_depends_on_more_than_the_image_is_crafted_anew_and_alike(change: str) -> None:
+    noise = Wrap(lambda f, x, rng: f(x + 0.2 * torch.randn(x.shape, generator=rng)), stochastic=True)
+    surrogate = Victim(Two(1.0), 2, (noise,) if change == "draws" else (), key="a")
+    surrogate.batch_dependent = change == "batch norm"
+    attack = build(surrogate)
+    first = attack(Victim(Two(1.0), 2), batch(6), THREAT, Stream(0, "t")).x
+    cost = surrogate.passes.forward
+    attack(Victim(Two(1.0), 2), batch(3), THREAT, Stream(0, "t"))
+    again = attack(Victim(Two(1.0), 2), batch(6), THREAT, Stream(0, "t")).x
+    assert surrogate.passes.forward > 2 * cost
+    assert torch.equal(first, again), "whatever was crafted in between"
 
 
 def test_it_is_registered_with_its_own_victim() -> None:

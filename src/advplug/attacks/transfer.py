@@ -31,11 +31,13 @@ class _Memory:
         return self.sets[key]
 
     def put(self, key: Hashable, name: tuple[int, int], image: Tensor) -> None:
-        self.sets[key][name] = image
-        self.bytes += image.nbytes
-        while self.bytes > KEPT_BYTES and len(self.sets) > 1:
+        """Keeps an image of the set used last, unless that set alone fills the memory."""
+        while self.bytes + image.nbytes > KEPT_BYTES and len(self.sets) > 1:
             _, gone = self.sets.popitem(last=False)
             self.bytes -= sum(t.nbytes for t in gone.values())
+        if self.bytes + image.nbytes <= KEPT_BYTES:
+            self.sets[key][name] = image
+            self.bytes += image.nbytes
 
 
 _MEMORY = _Memory()
@@ -57,9 +59,7 @@ class Transfer:
         batch = replace(batch, start=None)
         key = (self.surrogate.key, self.label, threat.norm, threat.perturbation.eps, str(threat.goal), rng.seed)
         names = list(zip(batch.index.tolist(), self._targets(batch), strict=True))
-        # Draws shared by a batch make an image depend on its neighbours; unnamed victims cannot be told apart.
-        reusable = bool(self.surrogate.key) and not self.caps.per_batch
-        known = _MEMORY.of(key) if reusable else {}
+        known = _MEMORY.of(key) if self._reusable else {}
         missing = [row for row, name in enumerate(names) if name not in known]
         x = batch.x.clone()
         for row, name in enumerate(names):
@@ -69,10 +69,17 @@ class Transfer:
             rows = torch.tensor(missing)
             made = self._craft(victim, batch.take(rows), threat, rng)
             x[rows.to(x.device)] = made
-            if reusable:
+            if self._reusable:
                 for row, image in zip(missing, made.cpu(), strict=True):
                     _MEMORY.put(key, names[row], image.clone())
         return Crafted(x)
+
+    @property
+    def _reusable(self) -> bool:
+        """Whether an image is the same whatever was crafted with it or before; unnamed victims cannot be told apart."""
+        surrogate = self.surrogate
+        shared = self.caps.per_batch or surrogate.stochastic or surrogate.batch_dependent
+        return bool(surrogate.key) and not shared
 
     def _targets(self, batch: Batch) -> list[int]:
         return [-1] * len(batch) if batch.target is None else batch.target.tolist()
@@ -89,6 +96,8 @@ class Transfer:
         surrogate = self.surrogate
         before = surrogate.passes.forward, surrogate.passes.backward
         surrogate.batch_size = victim.batch_size
+        # What it draws must not depend on what it was asked before.
+        surrogate.reseed("transfer", self.label, threat.norm, threat.eps, threat.goal, int(part.index[0]))
         with surrogate.frozen():
             made = self.inner(surrogate, part, replace(threat, access=self.caps.access), rng)
         if surrogate is not victim:  # the cost is the attack's
