@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 
 import click
 
+from advplug.defaults import CRAFTED_BY, OUTPUT
+
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -45,7 +47,7 @@ _RUN = (
                  help="Dataset: a name, folder:PATH, npz:PATH."),
     click.option("-n", "limit", type=int, metavar="N", help="Number of test images. Default: the dataset's own."),
     click.option("--seed", type=int, default=0, show_default=True, help="Seed of training and attacks."),
-    click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("advplug-results"),
+    click.option("-o", "--output", type=click.Path(path_type=Path), default=Path(OUTPUT),
                  show_default=True, metavar="DIR", help="Folder that keeps the results; runs resume from it."),
     click.option("--fresh", is_flag=True, help="Forget what the folder holds and compute everything anew."),
     click.option("--dry-run", is_flag=True, help="Print the cells and what is done, and compute nothing."),
@@ -89,7 +91,7 @@ def evaluate(no_baseline: bool, **given: Any) -> None:
 @_options(
     click.option("-m", "--model", "models", multiple=True, required=True, metavar="MODEL",
                  help="Model, or MODEL+DEFENSE; give at least two."),
-    click.option("-a", "--attack", default="pgd:steps=40", show_default=True, metavar="ATTACK",
+    click.option("-a", "--attack", default=CRAFTED_BY, show_default=True, metavar="ATTACK",
                  help="Attack that crafts the images."),
     *_RUN,
 )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from advplug.defaults import CRAFTED_BY
 from advplug.parse import parse_reference
 from advplug.results import Cell, RunResult
 from advplug.table import grid, percent, remarks
@@ -14,7 +15,7 @@ def render(result: RunResult) -> str:
     groups: dict[tuple[str, ...], list[Cell]] = {}
     for cell in result.cells:
         reference = parse_reference(cell.attack)
-        how = reference.get("attack") or "pgd:steps=40"
+        how = reference.get("attack") or CRAFTED_BY
         groups.setdefault((cell.dataset, how, cell.norm, cell.eps, cell.goal, str(cell.seed)), []).append(cell)
     parts = [_matrix(name, cells) for name, cells in groups.items()]
     # Verdicts are for the worst case over attacks, which a transfer matrix is not about.

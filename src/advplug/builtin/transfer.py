@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from advplug.contracts import Access, AttackCaps, Param, Reference, Spec, Stack, Strength, VictimRef
+from advplug.contracts import Access, AttackCaps, Param, Spec, Stack, Strength, VictimRef
+from advplug.defaults import CRAFTED_BY
 from advplug.errors import UsageError
+from advplug.parse import parse_reference
 
 if TYPE_CHECKING:
     from advplug.attacks.transfer import Transfer
 
-INNER = Stack((Reference("pgd", (("steps", "40"),)),))
+INNER = Stack((parse_reference(CRAFTED_BY),))
 
 
 def transfer(
     from_: Annotated[VictimRef, Param("what it is crafted on: a model, or (MODEL+DEFENSE)")],
-    attack: Annotated[Stack, Param("how, as (pgd:steps=40); loss-maximising attacks take all their steps")] = INNER,
+    attack: Annotated[Stack, Param(f"how, as ({CRAFTED_BY}); loss-maximising attacks take all their steps")] = INNER,
 ) -> Transfer:
     """Crafts on a surrogate."""
     from advplug.attacks.transfer import Transfer
     from advplug.registry import registry
 
     if len(attack) != 1:
-        raise UsageError(f"transfer: attack takes one attack, like (pgd:steps=40), got '{attack}'")
+        raise UsageError(f"transfer: attack takes one attack, like ({CRAFTED_BY}), got '{attack}'")
     (reference,) = attack
     entry = registry().get("attack", reference.name)
     caps = entry.spec.caps

@@ -1,0 +1,7 @@
+"""What is taken where nothing is said, by the command line and beneath it. Imports nothing, so that --help can tell."""
+
+OUTPUT = "advplug-results"
+"""The folder that keeps results."""
+
+CRAFTED_BY = "pgd:steps=40"
+"""The attack that crafts the images of a transfer attack."""
