@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from advplug.budgets import parse_budget
+from advplug.defaults import OUTPUT
 from advplug.errors import UsageError
 from advplug.matrix import THREAT_KEYS, Axes, Bound, Sweep, bind, bind_stack, expand
 from advplug.parse import Reference, parse_reference, parse_stack, parse_victim
@@ -18,8 +19,6 @@ from advplug.versions import versions
 
 if TYPE_CHECKING:
     from advplug.runner import Progress
-
-DEFAULT_OUTPUT = Path("advplug-results")
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Request:
     limit: int | None = None
     seed: int = 0
     baseline: bool = True
-    output: Path | None = DEFAULT_OUTPUT
+    output: Path | None = Path(OUTPUT)
     fresh: bool = False
     device: str = "auto"
     batch_size: int = 128
@@ -46,7 +45,44 @@ class Request:
 
 def plan(request: Request) -> list[Sweep]:
     """The sweeps of the request, without torch. Raises UsageError for anything that cannot be asked for."""
+    _demand_valid(request)
     known = registry()
+    axes = _axes(
+        request,
+        known,
+        models=tuple(_bound(known, "model", m) for m in request.models),
+        defenses=tuple(bind_stack(known, parse_stack(d)) for d in request.defenses or ("none",)),
+        attacks=tuple(parse_reference(a) for a in request.attacks),
+    )
+    return expand(axes, known)
+
+
+def plan_transfer(request: Request, attack: str) -> list[Sweep]:
+    """The sweeps of a transfer matrix: images crafted on each of `request.models` by `attack`, judged on each.
+
+    A model here may be written with defenses, `resnet18+prune`. Raises UsageError.
+    """
+    _demand_valid(request)
+    victims = {str(v): v for v in map(parse_victim, map(str, request.models))}
+    if len(victims) < 2:
+        raise UsageError("a transfer matrix needs at least two different models: repeat -m")
+    if request.defenses:
+        raise UsageError("write a defense with its model here, like -m resnet18+prune")
+    inner = parse_reference(attack)
+    threat = tuple((k, v) for k, v in inner.params if k in THREAT_KEYS)
+    crafted = str(inner.without(*THREAT_KEYS))
+    sources = tuple(Reference("transfer", (("from", name), ("attack", crafted), *threat)) for name in victims)
+    known = registry()
+    sweeps: list[Sweep] = []
+    for victim in victims.values():
+        model, defense = bind(known, "model", victim.model), bind_stack(known, victim.defense)
+        axes = _axes(replace(request, baseline=False), known, (model,), (defense,), sources)
+        sweeps += expand(axes, known)
+    return sweeps
+
+
+def _demand_valid(request: Request) -> None:
+    """Raises UsageError for what no evaluation can do."""
     if request.limit is not None and request.limit < 1:
         raise UsageError(f"-n must be at least 1 image, got {request.limit}")
     if request.batch_size < 1:
@@ -57,49 +93,26 @@ def plan(request: Request) -> list[Sweep]:
         raise UsageError(f"audit cannot be '{request.audit}'; choose from none, quick, full")
     if not request.models:
         raise UsageError("there is no model to evaluate")
-    axes = Axes(
+
+
+def _axes(
+    request: Request,
+    known: Registry,
+    models: tuple[Bound, ...],
+    defenses: tuple[tuple[Bound, ...], ...],
+    attacks: tuple[Reference, ...],
+) -> Axes:
+    """These victims and attacks on the request's datasets, budgets and seed."""
+    return Axes(
         datasets=tuple(_bound(known, "dataset", d) for d in request.datasets),
-        models=tuple(_bound(known, "model", m) for m in request.models),
-        defenses=tuple(bind_stack(known, parse_stack(d)) for d in request.defenses or ("none",)),
-        attacks=tuple(parse_reference(a) for a in request.attacks),
+        models=models,
+        defenses=defenses,
+        attacks=attacks,
         budgets=tuple(parse_budget(e) for e in request.budgets),
         seeds=(request.seed,),
         limit=request.limit,
         baseline=request.baseline,
     )
-    return expand(axes, known)
-
-
-def plan_transfer(request: Request, attack: str) -> list[Sweep]:
-    """The sweeps of a transfer matrix: images crafted on each of `request.models` by `attack`, judged on each.
-
-    A model here may be written with defenses, `resnet18+prune`. Raises UsageError.
-    """
-    plan(replace(request, models=("cnn",), attacks=(), budgets=()))  # what every request has to get right
-    known = registry()
-    victims = {str(v): v for v in map(parse_victim, map(str, request.models))}
-    if len(victims) < 2:
-        raise UsageError("a transfer matrix needs at least two different models: repeat -m")
-    if request.defenses:
-        raise UsageError("write a defense with its model here, like -m resnet18+prune")
-    inner = parse_reference(attack)
-    threat = tuple((k, v) for k, v in inner.params if k in THREAT_KEYS)
-    crafted = str(inner.without(*THREAT_KEYS))
-    sources = [Reference("transfer", (("from", name), ("attack", crafted), *threat)) for name in victims]
-    sweeps: list[Sweep] = []
-    for victim in victims.values():
-        axes = Axes(
-            datasets=tuple(_bound(known, "dataset", d) for d in request.datasets),
-            models=(bind(known, "model", victim.model),),
-            defenses=(bind_stack(known, victim.defense),),
-            attacks=tuple(sources),
-            budgets=tuple(parse_budget(e) for e in request.budgets),
-            seeds=(request.seed,),
-            limit=request.limit,
-            baseline=False,
-        )
-        sweeps += expand(axes, known)
-    return sweeps
 
 
 def _bound(known: Registry, kind: str, item: str | Bound) -> Bound:
