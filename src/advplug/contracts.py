@@ -12,6 +12,7 @@ from enum import IntEnum, StrEnum
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
+from advplug.errors import UsageError
 from advplug.params import Param, ParamSpec
 from advplug.parse import Reference, Stack, VictimRef
 from advplug.perturbations import Ball, MinimumNorm, Perturbation
@@ -130,6 +131,14 @@ class Batch:
     def __len__(self) -> int:
         return len(self.y)
 
+    def aim(self, goal: Goal) -> Tensor | None:
+        """The classes to reach, None for an untargeted goal. Raises UsageError for a targeted one without targets."""
+        if not isinstance(goal, Targeted):
+            return None
+        if self.target is None:
+            raise UsageError("a targeted attack needs Batch.target")
+        return self.target
+
     def take(self, rows: Tensor) -> Batch:
         """The images at `rows` (indices or a mask, on any device)."""
         # Positions may stay on the CPU, and a tensor takes rows of its own device or of the CPU only.
@@ -152,6 +161,10 @@ class Decision:
     label: Tensor
     accepted: Tensor
     scores: Tensor | None = None
+
+    def fooled(self, y: Tensor, target: Tensor | None = None) -> Tensor:
+        """(B,) bool: accepted, and `target`, or where that is None anything but `y`."""
+        return self.accepted & (self.label != y if target is None else self.label == target)
 
 
 @dataclass(frozen=True)

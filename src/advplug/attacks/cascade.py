@@ -6,15 +6,13 @@ AutoAttack (Croce and Hein 2020, arXiv 2003.01690) is such a cascade of four.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from advplug.contracts import Batch, Crafted, EvasionAttack, Goal, Targeted, Threat, Trace
-from advplug.errors import UsageError
+from advplug.contracts import Batch, Crafted, EvasionAttack, Goal, Threat, Trace
 from advplug.rng import Stream
 from advplug.victim import Victim, decide_padded
 
@@ -46,8 +44,7 @@ class Cascade:
 
         Raises UsageError where a targeted threat comes without targets.
         """
-        if isinstance(threat.goal, Targeted) and batch.target is None:
-            raise UsageError("a targeted attack needs Batch.target")
+        target = batch.aim(threat.goal)
         books = _Books.blank(batch)
         self.broken.clear()
         for part in self.choose(victim, threat.goal):
@@ -55,9 +52,8 @@ class Cascade:
             if not len(rows):
                 break
             some = batch.take(rows)
-            with _fitting(victim, len(rows)):
-                made = part.attack(victim, some, threat, rng.child(part.name))
-            rate = _rate(victim, made.x, some, threat)
+            made = part.attack(victim, some, threat, rng.child(part.name))
+            rate = _rate(victim, made.x, some.y, None if target is None else some.target)
             books.enter(rows, made, rate)
             self.broken[part.name] = (int((rate > 0.5).sum()), len(rows))
             log.info("%s broke %d of %d images", part.name, *self.broken[part.name])
@@ -97,33 +93,11 @@ class _Books:
         return Trace(**self.bits, **self.counts)
 
 
-@contextmanager
-def _fitting(victim: Victim, images: int) -> Iterator[None]:
-    """Passes that so few images can fill. The last parts take thousands of passes for what is left, and on a CPU
-    the repeats that would fill up larger ones cost as much as images."""
-    before = victim.batch_size
-    if victim.device.type == "cpu":
-        victim.batch_size = min(before, 1 << (images.bit_length() - 1))
-    try:
-        yield
-    finally:
-        victim.batch_size = before
-
-
-def _rate(victim: Victim, x: Tensor, batch: Batch, threat: Threat) -> Tensor:
+def _rate(victim: Victim, x: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
     """How often (B,) the deployed system, asked `victim.draws` times where it is randomised, is fooled."""
     draws = victim.draws if victim.stochastic else 1
-    found = []
+    hits = torch.zeros(len(x))
     with victim.frozen():
-        for begin in range(0, len(batch), victim.batch_size):
-            piece = slice(begin, begin + victim.batch_size)
-            hits = torch.zeros(len(x[piece]))
-            for _ in range(draws):
-                answer = decide_padded(victim, x[piece], victim.batch_size)
-                if isinstance(threat.goal, Targeted) and batch.target is not None:
-                    hit = answer.label == batch.target.to(answer.label)[piece]
-                else:
-                    hit = answer.label != batch.y[piece]
-                hits += (hit & answer.accepted).cpu()
-            found.append(hits / draws)
-    return torch.cat(found)
+        for _ in range(draws):
+            hits += decide_padded(victim, x).fooled(y, target).cpu()
+    return hits / draws

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from advplug.ball import columns, direction, distance
-from advplug.contracts import Batch, Crafted, Decision, Targeted, Threat, Trace
+from advplug.contracts import Batch, Crafted, Decision, Threat, Trace
 from advplug.errors import UsageError
 from advplug.rng import Stream
-from advplug.victim import Victim, common_size, decide_padded
+from advplug.victim import Victim, decide_padded, parts_of
 
 DUAL = {"linf": 1.0, "l2": 2.0}
 """The order of the dual norm, in which gradients are measured."""
@@ -56,10 +56,7 @@ class DeepFool:
         """
         if threat.norm not in DUAL:
             raise UsageError(f"deepfool works in {' and '.join(DUAL)}, not in {threat.norm}")
-        targeted = isinstance(threat.goal, Targeted)
-        if targeted and batch.target is None:
-            raise UsageError("a targeted attack needs Batch.target")
-        goal = batch.target if targeted else None
+        goal = batch.aim(threat.goal)
         found = []
         with victim.frozen():
             for view in range(victim.views):
@@ -135,10 +132,8 @@ class _Search:
         """Whether most answers to each image are a success (CPU), and the last of them."""
         there, votes = rows.to(x.device), torch.zeros(len(rows), dtype=torch.long)
         for _ in range(self.draws):
-            answer = decide_padded(self.victim, x, max(1, self.victim.batch_size))
-            wrong = answer.label != self.batch.y[there]
-            hit = wrong if self.target is None else answer.label == self.target[there]
-            votes += (hit & answer.accepted).cpu()
+            answer = decide_padded(self.victim, x)
+            votes += answer.fooled(self.batch.y[there], None if self.target is None else self.target[there]).cpu()
         return votes * 2 > self.draws, answer
 
     def _refine(self, picked: Tensor) -> None:
@@ -195,28 +190,27 @@ class _Search:
 
     def _linearised(self, x: Tensor, part: Tensor) -> _Slopes:
         """The leads and their gradients, averaged over the draws of a randomised victim."""
-        n, size = len(x), self._size(len(x))
-        fill = torch.arange(size) % n
-        whole, rows = x[fill.to(x.device)], part[fill]
+        found = []
+        for rows, n in parts_of(self.victim, len(x)):
+            slopes = self._linearised_pass(x[rows.to(x.device)], part[rows])
+            found.append(_Slopes(slopes.lead[:, :n], slopes.gradient[:, :n]))
+        return found[0] if len(found) == 1 else _Slopes(*(torch.cat(t, 1) for t in zip(*found, strict=True)))
+
+    def _linearised_pass(self, x: Tensor, rows: Tensor) -> _Slopes:
         total: _Slopes | None = None
         pairs: tuple[Tensor, Tensor] | None = None
         for _ in range(self.draws):
             with torch.enable_grad():
-                point = whole.detach().clone().requires_grad_()
+                point = x.detach().clone().requires_grad_()
                 logits = self.victim.attacked(point, self.view)
                 wanted, unwanted = pairs = pairs or self._pairs(logits.detach(), rows)
                 lead = logits.gather(1, wanted) - logits.gather(1, unwanted)
                 gradient = _gradients(lead, point)
             self.victim.passes.backward += lead.numel()
-            slopes = _Slopes(lead.detach().T[:, :n], gradient[:, :n])
+            slopes = _Slopes(lead.detach().T, gradient)
             total = slopes if total is None else _Slopes(total.lead + slopes.lead, total.gradient + slopes.gradient)
         assert total is not None
         return _Slopes(total.lead / self.draws, total.gradient / self.draws)
-
-    def _size(self, n: int) -> int:
-        """`n`, or a few more, so that the victim sees few batch sizes."""
-        alone = self.victim.stochastic or self.victim.batch_dependent
-        return n if alone else common_size(n, max(1, self.victim.batch_size))
 
     def _pairs(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Wanted and unwanted classes (n, m): rivals over the label, or the target over those that score best."""

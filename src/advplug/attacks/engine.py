@@ -19,13 +19,13 @@ from torch import Tensor
 
 from advplug.attacks import precision, transforms
 from advplug.attacks.losses import Loss, loss_named
-from advplug.attacks.slots import Queue, Reading, Results, Slots, join, reading
+from advplug.attacks.slots import Asked, Queue, Reading, Results, Slots, join, reading
 from advplug.attacks.steps import Adaptive, Momentum, Point, Steepest, StepRule
+from advplug.attacks.unchanged import best_wrong_classes, need_no_change
 from advplug.ball import columns, project, random_start
-from advplug.contracts import Batch, Crafted, Targeted, Threat
-from advplug.errors import UsageError
+from advplug.contracts import Batch, Crafted, Threat
 from advplug.rng import Stream
-from advplug.victim import Victim, common_parts, decide_padded, input_gradient
+from advplug.victim import Victim, decide_padded, input_gradient, parts_of
 
 CLEAR_LEAD = 0.1
 """Share of the logits' range; bfloat16 has 8 bits, and moves logits of common networks by 1 to 2 % of it."""
@@ -65,8 +65,6 @@ class GradientAttack:
         Raises UsageError where a targeted threat comes without targets, CellFailure where the loss needs
         more classes.
         """
-        if isinstance(threat.goal, Targeted) and batch.target is None:
-            raise UsageError("a targeted attack needs Batch.target")
         with victim.frozen(), torch.enable_grad():
             previous = victim.run_attack_pass
             try:
@@ -81,7 +79,8 @@ class _Run:
     def __init__(self, attack: GradientAttack, victim: Victim, batch: Batch, threat: Threat, rng: Stream) -> None:
         self.attack, self.victim, self.batch, self.rng = attack, victim, batch, rng
         self.norm, self.eps = threat.norm, threat.eps
-        self.targeted = isinstance(threat.goal, Targeted)
+        self.wanted = batch.aim(threat.goal)
+        self.targeted = self.wanted is not None
         self.steps = attack.steps if self.eps > 0 else 0
         self.loss: Loss = loss_named(attack.loss)
         self.noisy = victim.stochastic or bool(attack.transforms)
@@ -92,11 +91,11 @@ class _Run:
         self.proxy = any(w.surrogates or w.accepts is not None for w in victim.wraps) and not self.noisy
         self.rule = self._rule()
         self.results = Results.blank(batch, self.steps)
-        self.size = max(1, min(victim.batch_size, 1 << (len(batch) - 1).bit_length()))
+        self.size = max(1, min(victim.batch_size, len(batch)))
         self.early: list[Tensor] = []
         self.view = 0
         self.run = 0
-        self.goals: Tensor | None = batch.target if self.targeted else None
+        self.goals = self.wanted
         self.mode = precision.PLAIN
         self.runner: precision.Runner | None = None
 
@@ -133,7 +132,11 @@ class _Run:
                 self.goals = table[:, self.run % table.shape[1]]
             self.results.path[rows] = float("nan")
             self._one_run(rows)
-        self._undo_needless()
+        if self.early:
+            # Images fooled at a random start may be misclassified as they are.
+            rows = need_no_change(self.victim, self.batch, torch.cat(self.early), self.wanted)
+            there = rows.to(self.batch.x.device)
+            self.results.x[there] = self.batch.x[there]
         if auto:
             precision.spent(self.victim.module, self.batch.x, time.perf_counter() - began)
         return Crafted(self.results.x, self.results.trace())
@@ -222,7 +225,7 @@ class _Run:
         votes: Tensor | None = None
         parts = self._parts(slots)
         for draw in range(self.draws):
-            read = [self._read_part(part, n, draw, gradient) for part, n in parts]
+            read = [self._read_part(slots, asked, n, draw, gradient) for asked, n in parts]
             loss, hit, g = (torch.cat(t) if len(read) > 1 else t[0] for t in zip(*read, strict=True))
             total_loss = loss if total_loss is None else total_loss + loss
             votes = hit if votes is None else votes + hit
@@ -234,34 +237,33 @@ class _Run:
             total_loss, total_gradient = total_loss / self.draws, total_gradient / self.draws
         return reading(total_loss, total_gradient if gradient else None, votes / self.draws)
 
-    def _read_part(self, part: Slots, n: int, draw: int, gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, success and gradient of the first `n` slots of a batch that is filled up."""
-        point = part.x.detach().requires_grad_(gradient)
+    def _read_part(
+        self, slots: Slots, asked: Asked, n: int, draw: int, gradient: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, success and gradient of the first `n` images of a pass, the others only fill it up."""
+        point = asked.x.detach().requires_grad_(gradient)
+        y, target = asked.y[:n], None if asked.target is None else asked.target[:n]
         with torch.set_grad_enabled(gradient):
-            logits = self.victim.attacked(self._transformed(point, part, draw), self.view)[:n]
-            some = part if n == len(part) else part.pick(torch.arange(n))
-            loss = self.loss(logits, some.y, some.target)
+            logits = self.victim.attacked(self._transformed(point, slots, draw), self.view)[:n]
+            loss = self.loss(logits, y, target)
             g = point.detach()[:n]
             if gradient:
                 g = input_gradient(loss, point)[:n]
-                self.victim.passes.backward += len(part)
+                self.victim.passes.backward += len(point)
         logits = logits.detach()
-        hit = self._hits(logits, some).to(loss.dtype)
-        if self.draws == 1:
-            hit *= 1 + self._clearly(logits, some)
+        hit = _hits(logits, y, target).to(loss.dtype)
+        if self.draws == 1 and self.mode.bfloat16:
+            hit *= 1 + _clearly(logits, y, target)
         return loss.detach(), hit, g
 
-    def _parts(self, slots: Slots) -> list[tuple[Slots, int]]:
-        """The slots in batches of few sizes, filled up with repeats; and how many of each count."""
-        n = len(slots)
-        if self.stay or n >= self.size:
-            return [(slots, n)]
-        sizes, start, parts = common_parts(n, self.size), 0, []
-        for count, size in sizes:
-            rows = start + torch.arange(size) % count
-            parts.append((slots if rows.equal(torch.arange(n)) else slots.pick(rows), count))
-            start += count
-        return parts
+    def _parts(self, slots: Slots) -> list[tuple[Asked, int]]:
+        """What is asked in each pass, and how many of its images count."""
+        if self.stay:
+            return [(slots.asked(None), len(slots))]
+        parts = list(parts_of(self.victim, len(slots)))
+        if len(parts) == 1 and len(parts[0][0]) == len(slots):
+            return [(slots.asked(None), len(slots))]
+        return [(slots.asked(rows), n) for rows, n in parts]
 
     def _transformed(self, x: Tensor, slots: Slots, draw: int) -> Tensor:
         if not self.attack.transforms:
@@ -275,35 +277,14 @@ class _Run:
         values = transforms.sample(self.attack.transforms, x.shape[1:], per_image)
         return transforms.apply(self.attack.transforms, x, values)
 
-    def _hits(self, logits: Tensor, slots: Slots) -> Tensor:
-        """Where the answer is a success; an answer that is not finite is none of the classes."""
-        label = logits.argmax(1)
-        if self.targeted:
-            assert slots.target is not None
-            return (label == slots.target) & logits.isfinite().all(1)
-        return (label != slots.y) | ~logits.isfinite().all(1)
-
-    def _clearly(self, logits: Tensor, slots: Slots) -> Tensor:
-        """1 where the wanted logit leads by more than reduced precision can be wrong, 0 elsewhere."""
-        if self.targeted:
-            assert slots.target is not None
-            lead = logits.gather(1, slots.target[:, None]).squeeze(1) - logits.scatter(
-                1, slots.target[:, None], -float("inf")
-            ).amax(1)
-        else:
-            lead = logits.amax(1) - logits.gather(1, slots.y[:, None]).squeeze(1)
-        return (lead > CLEAR_LEAD * (logits.amax(1) - logits.amin(1))).to(logits.dtype)
-
     def _confirmed(self, slots: Slots, fooled: Tensor, clear: Tensor) -> Tensor:
         """The successes that the deployed system agrees with, in float32; it need not be asked about clear ones."""
         rows = (fooled & ~clear).nonzero().flatten()
         if not len(rows):
             return fooled
         some = slots.pick(rows)
-        answer = decide_padded(self.victim, some.x, self.size)
-        wanted = answer.label == some.target if self.targeted else answer.label != some.y
         agreed = fooled & clear
-        agreed[rows] = (wanted & answer.accepted).cpu()
+        agreed[rows] = decide_padded(self.victim, some.x).fooled(some.y, some.target).cpu()
         return agreed
 
     def _record(self, slots: Slots, seen: Reading, confirm: bool) -> Tensor:
@@ -350,20 +331,6 @@ class _Run:
         if self.attack.start == "uniform" and self.batch.start is None and self.run == 0:
             self.early.append(gone.row[gone.taken == 0])
 
-    def _undo_needless(self) -> None:
-        """Images fooled at a random start may be misclassified as they are: those need no change at all."""
-        rows = torch.cat(self.early) if self.early else torch.zeros(0, dtype=torch.long)
-        for part in torch.split(rows, self.size) if len(rows) else ():
-            there = part.to(self.batch.x.device)
-            clean = self.batch.x[there]
-            answer = decide_padded(self.victim, clean, self.size)
-            if self.targeted and self.batch.target is not None:
-                hit = answer.label == self.batch.target[there]
-            else:
-                hit = answer.label != self.batch.y[there]
-            kept = hit & answer.accepted
-            self.results.x[there[kept]] = clean[kept]
-
     def _advance(self, slots: Slots, seen: Reading) -> None:
         """Moves the iterates one step, in place of the slots' own."""
         assert seen.gradient is not None
@@ -406,19 +373,27 @@ class _Run:
 
     def _target_table(self) -> Tensor | None:
         """For runs toward several classes: the best-scoring wrong classes of the clean images, (B, runs)."""
-        if not self.attack.n_targets or self.targeted:
-            self._fit_targeted_loss()
-            return None
-        count = max(1, min(self.attack.n_targets, self.victim.classes - 1))
-        parts = []
-        for begin in range(0, len(self.batch), self.size):
-            piece = slice(begin, begin + self.size)
-            scores = self.victim.logits(self.batch.x[piece]).nan_to_num()
-            scores.scatter_(1, self.batch.y[piece, None], -float("inf"))
-            parts.append(scores.topk(count, dim=1).indices)
+        several = self.attack.n_targets and not self.targeted
+        table = best_wrong_classes(self.victim, self.batch, self.attack.n_targets) if several else None
         self._fit_targeted_loss()
-        return torch.cat(parts)
+        return table
 
     def _fit_targeted_loss(self) -> None:
         if self.attack.n_targets and self.attack.loss == "dlr" and self.victim.classes < 4:
             self.loss = loss_named("margin")
+
+
+def _hits(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
+    """Where the answer is a success; an answer that is not finite is none of the classes."""
+    label, finite = logits.argmax(1), logits.isfinite().all(1)
+    return (label != y) | ~finite if target is None else (label == target) & finite
+
+
+def _clearly(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
+    """1 where the wanted logit leads by more than reduced precision can be wrong, 0 elsewhere."""
+    if target is None:
+        lead = logits.amax(1) - logits.gather(1, y[:, None]).squeeze(1)
+    else:
+        own = logits.gather(1, target[:, None]).squeeze(1)
+        lead = own - logits.scatter(1, target[:, None], -float("inf")).amax(1)
+    return (lead > CLEAR_LEAD * (logits.amax(1) - logits.amin(1))).to(logits.dtype)

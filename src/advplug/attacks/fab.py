@@ -14,12 +14,13 @@ from torch import Tensor
 
 from advplug.attacks.losses import margin
 from advplug.attacks.plane import nearest_on_plane
-from advplug.attacks.slots import Queue, Reading, Slots, reading
+from advplug.attacks.slots import Asked, Queue, Reading, Slots, reading
+from advplug.attacks.unchanged import best_wrong_classes
 from advplug.ball import columns, project, size
-from advplug.contracts import Batch, Crafted, MinimumNorm, Targeted, Threat, Trace
+from advplug.contracts import Batch, Crafted, MinimumNorm, Threat, Trace
 from advplug.errors import UsageError
 from advplug.rng import Stream
-from advplug.victim import Victim, common_size, decide_padded, input_gradient
+from advplug.victim import Victim, decide_padded, input_gradient, parts_of
 
 NORMS = ("linf", "l2", "l1")
 SEARCH = 3
@@ -50,8 +51,6 @@ class FabT:
         """
         if threat.norm not in NORMS:
             raise UsageError(f"fab-t works in {', '.join(NORMS)}, not in {threat.norm}")
-        if isinstance(threat.goal, Targeted) and batch.target is None:
-            raise UsageError("a targeted attack needs Batch.target")
         with victim.frozen(), torch.enable_grad():
             return _Run(self, victim, batch, threat).craft()
 
@@ -61,11 +60,11 @@ class _Run:
 
     def __init__(self, attack: FabT, victim: Victim, batch: Batch, threat: Threat) -> None:
         self.attack, self.victim, self.batch, self.norm = attack, victim, batch, threat.norm
-        self.targeted = isinstance(threat.goal, Targeted)
+        self.target = batch.aim(threat.goal)
         self.budget = None if isinstance(threat.perturbation, MinimumNorm) else threat.eps
         self.noisy = victim.stochastic
         self.draws = victim.draws if self.noisy else 1
-        self.size = max(1, min(victim.batch_size, 1 << max(len(batch) - 1, 0).bit_length()))
+        self.size = max(1, min(victim.batch_size, len(batch)))
         n = len(batch)
         self.best_x = batch.x.clone()
         self.best = torch.full((n,), torch.inf, dtype=batch.x.dtype, device=batch.x.device)
@@ -76,12 +75,14 @@ class _Run:
     def craft(self) -> Crafted:
         if not len(self.batch) or self.budget == 0:
             return self._result()
-        self.goals = self.batch.y if self.batch.target is None else self.batch.target.to(self.batch.y)
+        self.goals = self.batch.y if self.target is None else self.target.to(self.batch.y)
         for part in torch.split(torch.arange(len(self.batch)), self.size):
             # What is wrong as it is needs no change.
             clean = self._begin(part)
             self._note(clean, self._judge(clean)[0])
-        table = self._targets()
+        table = self.goals[:, None]
+        if self.target is None:
+            table = best_wrong_classes(self.victim, self.batch, self.attack.n_targets)
         for column in range(table.shape[1]):
             self.goals = table[:, column]
             for view in range(self.victim.views):
@@ -92,18 +93,6 @@ class _Run:
         if not self.noisy:
             self._search()
         return self._result()
-
-    def _targets(self) -> Tensor:
-        """The classes to run toward, (B, runs): the target, or the clean image's best-scoring wrong ones."""
-        if self.targeted:
-            assert self.batch.target is not None
-            return self.batch.target.to(self.batch.y)[:, None]
-        count = max(1, min(self.attack.n_targets, self.victim.classes - 1))
-        parts = []
-        for x, y in zip(torch.split(self.batch.x, self.size), torch.split(self.batch.y, self.size), strict=True):
-            scores = self.victim.logits(x).nan_to_num().scatter(1, y[:, None], -torch.inf)
-            parts.append(scores.topk(count, dim=1).indices)
-        return torch.cat(parts)
 
     def _open(self) -> Tensor:
         """Rows, on the CPU, of images that no success inside the budget, and no change of size 0, has settled."""
@@ -166,45 +155,45 @@ class _Run:
     def _read(self, slots: Slots) -> Reading:
         """By how much the target beats the label, and the gradient of that: one backward pass a draw."""
         n = len(slots)
-        whole = self._padded(slots)
+        parts = list(parts_of(self.victim, n))
         gaps: list[Tensor] = []
         gradients: list[Tensor] = []
         for _ in range(self.draws):
-            point = whole.x.detach().requires_grad_(True)
-            gap = self._gap(self.victim.attacked(point, self.view)[:n], slots)
-            gradients.append(input_gradient(gap, point)[:n])
-            self.victim.passes.backward += len(whole)
-            gaps.append(gap.detach())
+            read = [self._read_part(slots.asked(None if len(rows) == n == m else rows), m) for rows, m in parts]
+            gap, gradient = (torch.cat(t) if len(parts) > 1 else t[0] for t in zip(*read, strict=True))
+            gaps.append(gap)
+            gradients.append(gradient)
         loss = _mean(gaps)
         seen = reading(loss, _mean(gradients), torch.zeros_like(loss, dtype=torch.bool))
         self.zero[slots.row] += seen.zero
         self.nonfinite[slots.row] += seen.nonfinite
         return seen
 
-    def _gap(self, logits: Tensor, slots: Slots) -> Tensor:
-        assert slots.target is not None
-        if self.targeted:
-            return margin(logits, slots.y, slots.target)
-        pick = logits.gather(1, torch.stack([slots.target, slots.y], 1))
-        return pick[:, 0] - pick[:, 1]
+    def _read_part(self, asked: Asked, n: int) -> tuple[Tensor, Tensor]:
+        """Gaps and gradients of the first `n` images of a pass, the others only fill it up."""
+        assert asked.target is not None
+        point = asked.x.detach().requires_grad_(True)
+        logits, y, wanted = self.victim.attacked(point, self.view)[:n], asked.y[:n], asked.target[:n]
+        if self.target is not None:
+            gap = margin(logits, y, wanted)
+        else:
+            pick = logits.gather(1, torch.stack([wanted, y], 1))
+            gap = pick[:, 0] - pick[:, 1]
+        gradient = input_gradient(gap, point)[:n]
+        self.victim.passes.backward += len(point)
+        return gap.detach(), gradient
 
     def _judge(self, slots: Slots) -> tuple[Tensor, Tensor]:
         """Success (n,) at the deployed system, by a majority of draws, and the mean margin by which it succeeds."""
         votes = torch.zeros(len(slots), dtype=torch.long, device=slots.x.device)
         margins = []
         for _ in range(self.draws):
-            answer = decide_padded(self.victim, slots.x, self.size)
-            hit = answer.label == slots.target if self.targeted else answer.label != slots.y
-            votes += hit & answer.accepted
+            answer = decide_padded(self.victim, slots.x)
+            wanted = None if self.target is None else slots.target
+            votes += answer.fooled(slots.y, wanted)
             assert answer.scores is not None
-            margins.append(margin(answer.scores, slots.y, slots.target if self.targeted else None))
+            margins.append(margin(answer.scores, slots.y, wanted))
         return votes * 2 > self.draws, _mean(margins)
-
-    def _padded(self, slots: Slots) -> Slots:
-        """The slots, with repeats up to one of few batch sizes."""
-        n = len(slots)
-        whole = n if self.noisy or self.victim.batch_dependent else common_size(n, self.size)
-        return slots if whole <= n else slots.pick(torch.arange(whole) % n)
 
     def _note(self, slots: Slots, fooled: Tensor) -> None:
         """Keeps successes that are closer than any before."""
@@ -224,8 +213,8 @@ class _Run:
         Under a ball only those outside need it.
         """
         rows = ((self.best > (self.budget or 0)) & self.best.isfinite()).nonzero().flatten().cpu()
-        if self.targeted and self.batch.target is not None:
-            self.goals = self.batch.target.to(self.batch.y)
+        if self.target is not None:
+            self.goals = self.target.to(self.batch.y)
         for part in torch.split(rows, self.size) if len(rows) else ():
             slots = self._begin(part)
             change = self.best_x[part.to(slots.x.device)] - slots.clean

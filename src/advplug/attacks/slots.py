@@ -28,6 +28,13 @@ class Slots:
     def __len__(self) -> int:
         return len(self.row)
 
+    def asked(self, rows: Tensor | None) -> Asked:
+        """What a pass needs of the slots at `rows`, indices on the CPU; of all where that is None."""
+        if rows is None:
+            return Asked(self.x, self.y, self.target)
+        there = rows.to(self.x.device, non_blocking=True)
+        return Asked(self.x[there], self.y[there], None if self.target is None else self.target[there])
+
     def pick(self, rows: Tensor) -> Slots:
         """The slots at `rows`, indices on the CPU."""
         there = rows.to(self.x.device, non_blocking=True)
@@ -40,6 +47,15 @@ class Slots:
             None if self.target is None else self.target[there],
             {name: value[there] for name, value in self.memory.items()},
         )
+
+
+@dataclass
+class Asked:
+    """Images (B, C, H, W) of a pass, with their labels and targets."""
+
+    x: Tensor
+    y: Tensor
+    target: Tensor | None
 
 
 def join(parts: Sequence[Slots]) -> Slots:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from advplug.ball import TOLERANCE, columns
-from advplug.contracts import Batch, Crafted, Targeted, Threat, Trace
+from advplug.ball import columns, in_box, within
+from advplug.contracts import Batch, Crafted, Threat, Trace
 from advplug.errors import UsageError
 from advplug.rng import Stream
 from advplug.victim import Victim, decide_padded
@@ -68,10 +68,7 @@ class Spatial:
         return torch.where(same, share.amax(1).to(x), torch.inf)
 
     def check(self, x: Tensor, x_adv: Tensor, applied: Tensor | None = None) -> Tensor:
-        flat = x_adv.flatten(1)
-        boxed = (flat >= -TOLERANCE).all(1) & (flat <= 1 + TOLERANCE).all(1)
-        eps = float(self.eps)
-        return boxed & (self.measure(x, x_adv, applied) <= eps + TOLERANCE * (1 + eps))
+        return in_box(x_adv) & within(self.measure(x, x_adv, applied), float(self.eps))
 
 
 def transformed(x: Tensor, values: Tensor) -> Tensor:
@@ -142,13 +139,11 @@ class SpatialAttack:
 
         Raises UsageError where a targeted threat comes without targets.
         """
-        targeted = isinstance(threat.goal, Targeted)
-        if targeted and batch.target is None:
-            raise UsageError("a targeted attack needs Batch.target")
+        target = batch.aim(threat.goal)
         table = self._table(batch, threat.eps, rng)
         if threat.queries is not None:
             table = table[:, : max(1, threat.queries // victim.draws)]
-        search = _Search(victim, batch, table, batch.target if targeted else None)
+        search = _Search(victim, batch, table, target)
         with victim.frozen(), torch.no_grad():
             search.run()
         parts = torch.split(torch.arange(len(batch)), max(1, victim.batch_size))
@@ -229,11 +224,9 @@ class _Search:
         target = None if self.target is None else self.target.cpu()[rows]
         votes, total = torch.zeros(len(rows), dtype=torch.long), torch.zeros(len(rows), dtype=torch.float64)
         for _ in range(self.victim.draws):
-            answer = decide_padded(self.victim, x, max(1, self.victim.batch_size))
+            answer = decide_padded(self.victim, x)
             scores = self.victim.logits(x) if answer.scores is None else answer.scores
-            label = answer.label.cpu()
-            hit = label != y if target is None else label == target
-            votes += hit & answer.accepted.cpu()
+            votes += answer.fooled(y.to(x.device), None if target is None else target.to(x.device)).cpu()
             loss = _cross_entropy(scores.cpu().double(), y if target is None else target)
             total += loss if target is None else -loss
         return votes * 2 > self.victim.draws, (total / self.victim.draws).nan_to_num(nan=-torch.inf)

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from advplug.attacks.losses import cross_entropy, margin
 from advplug.attacks.slots import Results
+from advplug.attacks.unchanged import need_no_change
 from advplug.attacks.windows import MOVES, Canvas
 from advplug.ball import columns, inside, project, size
-from advplug.contracts import Batch, Crafted, Targeted, Threat, Trace
+from advplug.contracts import Batch, Crafted, Threat, Trace
 from advplug.errors import UsageError
 from advplug.rng import Stream
-from advplug.victim import Victim, common_size, decide_padded
+from advplug.victim import Victim, cover, span
 
 BLOCK = 256
 """Iterations for which an image's random numbers are drawn at once."""
@@ -55,8 +56,6 @@ class Square:
         """
         if threat.norm not in MOVES:
             raise UsageError(f"square works in {' and '.join(MOVES)}, not in {threat.norm}")
-        if isinstance(threat.goal, Targeted) and batch.target is None:
-            raise UsageError("a targeted attack needs Batch.target")
         with victim.frozen(), torch.no_grad():
             return _Run(self, victim, batch, threat, rng).craft()
 
@@ -94,7 +93,7 @@ class _Run:
         self.batch = replace(batch, x=batch.x.contiguous())
         self.norm, self.eps = threat.norm, threat.eps
         self.moves = MOVES[threat.norm](threat.eps)
-        self.targeted = isinstance(threat.goal, Targeted)
+        self.target = batch.aim(threat.goal)
         self.noisy = victim.stochastic
         self.draws = victim.draws if self.noisy else 1
         # Early leaving needs answers that depend on the image alone.
@@ -102,7 +101,6 @@ class _Run:
         self.detects = any(w.accepts is not None for w in victim.wraps)
         self.cost = 2 * self.draws if self.noisy else 1
         self.steps = max(attack.queries - self.draws, 0) // self.cost if self.eps > 0 else 0
-        self.size = max(1, min(victim.batch_size, 1 << (len(batch) - 1).bit_length()))
         self.results = Results.blank(batch, 0)
         self.queries = torch.zeros(len(batch), dtype=torch.long)
         self.run = 0
@@ -130,8 +128,8 @@ class _Run:
                 self._draw(search, (step - 1) // BLOCK)
             share = share_of_pixels(self.attack.p_init, step * self.cost, self.attack.queries, self.attack.rescale)
             side = self.moves.side(share, *self.batch.x.shape[2:])
-            for some in self._parts(search.n):
-                self._try(search, some, at, side)
+            for some, whole in self._parts(search.n):
+                self._try(search, some, whole, at, side)
             self._leave(search, self.draws + step * self.cost)
         self._hand_in(search, torch.ones(search.n, dtype=torch.bool), self.draws + self.steps * self.cost)
 
@@ -147,13 +145,13 @@ class _Run:
                 lambda g: torch.rand(tuple(shape), generator=g), index, "square", "start", self.run, name
             ).to(device)
 
-        spare = n % self.size
-        rest = (0 if not spare else spare if self.stay else common_size(spare, self.size)) - spare
         x = self.moves.start(clean, draw) if self.eps > 0 else clean
-        x = torch.cat([x, x[:1].expand(rest, *x.shape[1:])]) if rest else x
+        # As images leave, passes of fewer are filled up with those behind them.
+        rest = 0 if self.stay else max(span(left, self.victim.batch_size) for left in range(n + 1)) - n
+        x = torch.cat([x, x[:1].expand(rest, *x.shape[1:])]) if rest > 0 else x
         no = torch.zeros(n, dtype=torch.bool, device=device)
         low = torch.full((n,), -math.inf, dtype=x.dtype, device=device)
-        target = self.batch.target.to(device)[there] if self.targeted and self.batch.target is not None else None
+        target = None if self.target is None else self.target.to(device)[there]
         canvas = Canvas(x.contiguous(), self.batch.x, there)
         y, blank = self.batch.y[there], torch.zeros(n, 1, 1, device=device)
         return _Search(canvas, y, target, low, no, no.clone(), torch.zeros_like(low), blank, n)
@@ -169,32 +167,23 @@ class _Run:
         search.uniform = drawn.to(canvas.x.device)
         if self.norm != "l2":
             return
-        for some in self._parts(n):
+        for some in torch.split(torch.arange(n), self.victim.batch_size):
             change = canvas.x[some] - canvas.clean[canvas.row[some]]
             search.energy[some] = size(change, "l2").square()
 
-    def _parts(self, n: int) -> Iterator[slice]:
-        """The slots 0 to n in full batches; what is left over goes as it is, filled up or in halves of a batch.
-
-        On a CPU an image's share of a pass is about the same in half a batch, and thousands of passes are to come:
-        there an eighth of a pass is the most that goes to images which only fill it up.
-        """
-        begin = 0
-        while begin < n:
-            left = n - begin
-            most = left if self.stay else common_size(left, self.size)
-            if self.batch.x.device.type == "cpu" and 8 * left < 7 * most and most > max(1, self.size // 32):
-                most //= 2
-            end = begin + min(left, self.size, most)
-            yield slice(begin, end)
-            begin = end
+    def _parts(self, n: int) -> Iterator[tuple[slice, int]]:
+        """The slots 0 to n by passes, with the size of each: what is beyond its slots only fills it up."""
+        most, begin = self.victim.batch_size, 0
+        alone = ((min(most, n - at), min(most, n - at)) for at in range(0, n, most))
+        for count, whole in alone if self.stay else cover(n, most):
+            yield slice(begin, begin + count), whole
+            begin += count
 
     # --- one iteration ---
 
-    def _ask(self, search: _Search, some: slice) -> tuple[Tensor, Tensor]:
-        """Loss, to be raised, and success (m,) of the images in these slots."""
+    def _ask(self, search: _Search, some: slice, whole: int) -> tuple[Tensor, Tensor]:
+        """Loss, to be raised, and success (m,) of the images in these slots, in a pass of `whole` images."""
         m = some.stop - some.start
-        whole = m if self.stay else common_size(m, self.size)
         x = search.canvas.x[some.start : some.start + whole]
         y, target = search.y[some], None if search.target is None else search.target[some]
         total: Tensor | None = None
@@ -216,36 +205,27 @@ class _Run:
         return (total / self.draws).to(search.loss.dtype), votes * 2 > self.draws
 
     def _first_answers(self, search: _Search) -> None:
-        for some in self._parts(search.n):
-            search.loss[some], search.fooled[some] = self._ask(search, some)
+        for some, whole in self._parts(search.n):
+            search.loss[some], search.fooled[some] = self._ask(search, some, whole)
             search.ever[some] = search.fooled[some]
         if not self.stay and bool(search.fooled[: search.n].any()):
             early = search.canvas.row[: search.n][search.fooled[: search.n]]
             self._leave(search, self.draws)
-            self._undo_needless(early)
+            # They may be misclassified as they are.
+            kept = need_no_change(self.victim, self.batch, early.cpu(), self.target)
+            self.results.x[kept.to(early.device)] = self.batch.x[kept.to(early.device)]
+            self.queries[early.cpu()] += 1
 
-    def _undo_needless(self, rows: Tensor) -> None:
-        """Images fooled at their first point may be misclassified as they are: those need no change at all."""
-        for part in torch.split(rows, self.size):
-            answer = decide_padded(self.victim, self.batch.x[part], self.size)
-            if self.targeted and self.batch.target is not None:
-                hit = answer.label == self.batch.target.to(part.device)[part]
-            else:
-                hit = answer.label != self.batch.y[part]
-            kept = part[hit & answer.accepted]
-            self.results.x[kept] = self.batch.x[kept]
-            self.queries[part.cpu()] += 1
-
-    def _try(self, search: _Search, some: slice, at: int, side: int) -> None:
+    def _try(self, search: _Search, some: slice, whole: int, at: int, side: int) -> None:
         """One proposal for each image in these slots, kept where it is better."""
         canvas = search.canvas
         if self.noisy:
-            search.loss[some], _ = self._ask(search, some)
+            search.loss[some], _ = self._ask(search, some, whole)
         uniform = search.uniform[some, at]
         pieces, energy = self.moves.propose(canvas, some, uniform, side, search.energy[some])
         for piece in pieces:
             canvas.put(piece.where, piece.new)
-        loss, hit = self._ask(search, some)
+        loss, hit = self._ask(search, some, whole)
         best, fooled = search.loss[some], search.fooled[some]
         better = loss > best
         if not self.noisy:

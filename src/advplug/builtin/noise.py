@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from advplug import contracts
 from advplug.contracts import Access, AttackCaps, Batch, Crafted, Param, Spec, Strength, Threat, Trace
 
 if TYPE_CHECKING:
@@ -65,13 +64,8 @@ class Noise:
 
 
 def _fooled(victim: Victim, batch: Batch, rows: Tensor, tried: Tensor, threat: Threat) -> Tensor:
-    answer = victim.decide(tried)
-    there = rows.to(batch.y.device)
-    if isinstance(threat.goal, contracts.Targeted) and batch.target is not None:
-        hit = answer.label == batch.target[there]
-    else:
-        hit = answer.label != batch.y[there]
-    return (hit & answer.accepted).cpu()
+    there, target = rows.to(batch.y.device), batch.aim(threat.goal)
+    return victim.decide(tried).fooled(batch.y[there], None if target is None else target[there]).cpu()
 
 
 def noise(
