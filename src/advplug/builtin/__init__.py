@@ -22,9 +22,9 @@ def advplug_attacks() -> list[Spec]:
 
 @hookimpl
 def advplug_defenses() -> list[Spec]:
-    from advplug.builtin import prune
+    from advplug.builtin import advtrain, prune
 
-    return prune.DEFENSES
+    return [*advtrain.DEFENSES, *prune.DEFENSES]
 
 
 @hookimpl
