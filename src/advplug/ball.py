@@ -57,9 +57,18 @@ def distance(x: Tensor, x_adv: Tensor, norm: str) -> Tensor:
 
 def inside(x: Tensor, x_adv: Tensor, norm: str, eps: float) -> Tensor:
     """True (B,) where x_adv is within eps of x and within [0, 1], both up to TOLERANCE; NaN is outside."""
-    near = distance(x, x_adv, norm) <= eps + TOLERANCE * (1 + eps)
-    flat = x_adv.flatten(1)
-    return near & (flat >= -TOLERANCE).all(1) & (flat <= 1 + TOLERANCE).all(1)
+    return within(distance(x, x_adv, norm), eps) & in_box(x_adv)
+
+
+def within(size: Tensor, eps: float) -> Tensor:
+    """True (B,) where a size is at most eps, up to TOLERANCE; NaN is not."""
+    return size <= eps + TOLERANCE * (1 + eps)
+
+
+def in_box(x: Tensor) -> Tensor:
+    """True (B,) where all pixels lie in [0, 1], up to TOLERANCE; NaN does not."""
+    flat = x.flatten(1)
+    return (flat >= -TOLERANCE).all(1) & (flat <= 1 + TOLERANCE).all(1)
 
 
 def project(x: Tensor, x_adv: Tensor, norm: str, eps: float) -> Tensor:

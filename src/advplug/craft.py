@@ -11,6 +11,7 @@ from advplug.decisions import Batching
 from advplug.errors import AdvplugError, CellFailure
 from advplug.evidence import Array
 from advplug.isolation import isolated
+from advplug.perturbations import beyond
 from advplug.rng import Stream
 from advplug.victim import Victim
 
@@ -70,9 +71,7 @@ def checked(crafted: Crafted, batch: Batch, threat: Threat) -> tuple[Tensor, int
     outside = ~allowed.check(batch.x, x_adv, crafted.applied)
     worst = 0.0
     if outside.any():
-        excess = allowed.measure(batch.x, x_adv, crafted.applied) - threat.eps
-        beyond = torch.stack([-x_adv.flatten(1).amin(1), x_adv.flatten(1).amax(1) - 1, excess]).amax(0)
-        worst = float(beyond[outside].max())
+        worst = float(beyond(allowed, batch.x, x_adv, crafted.applied)[outside].max())
         ball = isinstance(allowed, Ball) and not isinstance(allowed, MinimumNorm)
         instead = project(batch.x, x_adv, allowed.norm, threat.eps) if ball else batch.x
         x_adv = torch.where(outside[:, None, None, None], instead, x_adv)

@@ -64,7 +64,9 @@ class MinimumNorm(Ball):
     is a failure at that budget, no violation."""
 
     def check(self, x: Tensor, x_adv: Tensor, applied: Tensor | None = None) -> Tensor:
-        return _in_box(x_adv)
+        from advplug.ball import in_box
+
+        return in_box(x_adv)
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,11 @@ class Patch:
         return torch.maximum(*spans) / min(x.shape[2:])
 
     def check(self, x: Tensor, x_adv: Tensor, applied: Tensor | None = None) -> Tensor:
+        from advplug.ball import in_box
+
         shorter = min(x.shape[2:])
         side = -(-self.eps.numerator * shorter // self.eps.denominator)
-        return ((self.measure(x, x_adv) * shorter).round() <= side) & _in_box(x_adv)
+        return ((self.measure(x, x_adv) * shorter).round() <= side) & in_box(x_adv)
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,9 @@ class Unrestricted:
         return (x_adv != x).flatten(1).any(1).to(x.dtype)
 
     def check(self, x: Tensor, x_adv: Tensor, applied: Tensor | None = None) -> Tensor:
-        return _in_box(x_adv)
+        from advplug.ball import in_box
+
+        return in_box(x_adv)
 
 
 def perturbation(norm: str, eps: Fraction) -> Perturbation:
@@ -125,8 +131,13 @@ def perturbation(norm: str, eps: Fraction) -> Perturbation:
     raise UsageError(f"the attack has to say what its '{norm}' changes are: a method perturbation(norm, eps)")
 
 
-def _in_box(x_adv: Tensor) -> Tensor:
-    from advplug.ball import TOLERANCE
+def beyond(allowed: Perturbation, x: Tensor, x_adv: Tensor, applied: Tensor | None = None) -> Tensor:
+    """By how much (B,) each image leaves the set: over the budget or out of [0, 1], whichever is more; inside, at
+    most 0. A search for the smallest change has no budget to exceed."""
+    import torch
 
     flat = x_adv.flatten(1)
-    return (flat >= -TOLERANCE).all(1) & (flat <= 1 + TOLERANCE).all(1)
+    box = torch.maximum(-flat.amin(1), flat.amax(1) - 1)
+    if isinstance(allowed, MinimumNorm):
+        return box
+    return torch.maximum(allowed.measure(x, x_adv, applied) - float(allowed.eps), box)

@@ -17,6 +17,7 @@ from advplug.ball import columns, project
 from advplug.contracts import Access, Ball, Batch, Crafted, MinimumNorm, Targeted, Threat, Trace
 from advplug.errors import CellFailure
 from advplug.isolation import isolated
+from advplug.perturbations import beyond
 from advplug.rng import Stream
 from advplug.victim import Victim
 
@@ -173,10 +174,7 @@ class Wrapped:
         inside = allowed.check(part.x, made)
         if inside.all():
             return made
-        size = allowed.measure(part.x, made)
-        box = torch.maximum(-made.flatten(1).amin(1), made.flatten(1).amax(1) - 1)
-        beyond = box if isinstance(allowed, MinimumNorm) else torch.maximum(size - threat.eps, box)
-        worst = float(beyond[~inside].max())
+        worst = float(beyond(allowed, part.x, made)[~inside].max())
         if not isinstance(allowed, Ball) or worst > ROUNDING * threat.eps:
             outside = int((~inside).sum())
             raise CellFailure(f"{self.label} left the perturbation set on {outside} images, by up to {worst:.3g}")

@@ -26,7 +26,8 @@ from advplug.contracts import (
     Threat,
     Trace,
 )
-from advplug.perturbations import BALLS, CUSTOMARY, SETS, perturbation
+from advplug.perturbations import BALLS, CUSTOMARY, SETS
+from advplug.pipeline import allowed
 from advplug.registry import Entry, registry
 from advplug.rng import Stream
 from advplug.testing.problems import (
@@ -119,9 +120,7 @@ class Case:
     def allowed(self, eps: Fraction) -> Perturbation:
         if self.caps.minimum_norm:
             return MinimumNorm(self.norm, eps)
-        own = getattr(self.entry.make(self.params, **self.twins(self.problem.victim())), "perturbation", None)
-        made: Perturbation = own(self.norm, eps) if own else perturbation(self.norm, eps)
-        return made
+        return allowed(self.attack(self.problem.victim()), self.norm, eps)
 
     def twins(self, victim: Victim) -> dict[str, Victim]:
         return {n: Victim(victim.module, victim.classes) for n in self.entry.needs(self.params)}
