@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import advplug
 from advplug.builtin.geometric import deepfool
 from advplug.contracts import Batch, Crafted, Gradient, MinimumNorm, Targeted, Threat, Untargeted, Wrap
 from advplug.errors import UsageError
@@ -315,3 +316,20 @@ def test_one_run_from_the_command_line_answers_for_every_budget(tmp_path: Path) 
         assert np.isfinite(seen.found).all()
         assert cell["metrics"]["robust_accuracy"]["value"] == pytest.approx((seen.found > eps).mean())
     assert found["cells"][-1]["metrics"]["robust_accuracy"]["value"] == 0
+
+
+def test_targeted_medians_are_over_the_images_that_were_attacked() -> None:
+    """Most images are the target already; each of the others is exactly 0.2 away from it."""
+
+    class Bright(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            brightness = x.flatten(1).mean(1)
+            return torch.stack([brightness, torch.full_like(brightness, 0.5)], 1) * 4
+
+    x = torch.cat([torch.full((8, 1, 4, 4), 0.8), torch.full((3, 1, 4, 4), 0.3)])
+    y = torch.tensor([0] * 8 + [1] * 3)
+    found = advplug.evaluate(Bright(), "deepfool:target=0", dataset=(x, y), eps="linf:0.3", audit="none")
+    middle = found.cells[0].metrics["minimum_norm_median"]
+    assert middle is not None
+    assert middle.n == 3
+    assert middle.value == pytest.approx(0.2, rel=0.03)

@@ -22,8 +22,8 @@ class Evidence:
     adaptive, static, bare (n, d): the attack's success, by where it was crafted (DESIGN: through the wraps'
     declared gradients, on the undefended baseline, on the defended weights without wraps); rounded (n, d):
     the adaptive images after rounding to 8 bits; linf, l2 (n,): distances of the adaptive images; found (n,):
-    the smallest successful change of a minimum-norm attack in the threat's norm, infinite where there is none and 0
-    for images wrong without attack;
+    the smallest successful change of a minimum-norm attack in the threat's norm, infinite where there is none; for
+    images that were not attacked 0, or NaN under a targeted goal;
     steps, zero_gradient, nonfinite, queries (n,) and any_iterate, final_iterate (n,): the attack's own trace, where
     it gave one; violations: images outside the perturbation set, by at most `worst_violation`.
     """

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 import numpy as np
@@ -19,7 +19,6 @@ from advplug.build import Built
 from advplug.contracts import (
     Ball,
     Batch,
-    Crafted,
     EvasionAttack,
     MinimumNorm,
     Norm,
@@ -110,8 +109,10 @@ def run_sweep(
     parts: dict[Fraction, list[Evidence]] = {eps: [] for eps in sweep.budgets}
     timing = {eps: Timing() for eps in sweep.budgets}
     for chunk in _chunks(built, clean, sweep):
-        adaptive = _attack_chunk(sweep, attack, victim, victim, chunk, batching, timing)
-        bare = _attack_chunk(sweep, attack, victim.bare, victim, chunk, batching, timing) if victim.wraps else {}
+        adaptive = _attack_chunk(_Offence(sweep, attack, victim, victim, batching, timing), chunk)
+        bare = {}
+        if victim.wraps:
+            bare = _attack_chunk(_Offence(sweep, attack, victim.bare, victim, batching, timing), chunk)
         for eps, found in adaptive.items():
             clock = time.perf_counter()
             if keep is not None:
@@ -137,23 +138,57 @@ def allowed(attack: EvasionAttack, norm: Norm, eps: Fraction) -> Perturbation:
     return own(norm, eps) if own else perturbation(norm, eps)
 
 
-def _attack_chunk(
-    sweep: Sweep,
-    attack: EvasionAttack,
-    attacked: Victim,
-    judge: Victim,
-    chunk: _Chunk,
-    batching: Batching,
-    timing: dict[Fraction, Timing],
-) -> dict[Fraction, _AtBudget]:
-    """The chunk at each budget, ascending: crafted on `attacked`, decided by `judge`.
+@dataclass
+class _Offence:
+    """One attack on `attacked`, in whose name `judge` decides what succeeded."""
+
+    sweep: Sweep
+    attack: EvasionAttack
+    attacked: Victim
+    judge: Victim
+    batching: Batching
+    timing: dict[Fraction, Timing]
+
+    def threat(self, allowed: Perturbation) -> Threat:
+        return Threat(allowed, self.sweep.goal, self.sweep.attack.caps.access)
+
+    def strike(self, part: Batch, threat: Threat, first: int, timing: Timing) -> _Struck:
+        """One call of the attack, with the randomness of both victims set; its images checked and decided."""
+        before = (self.attacked.passes.forward, self.attacked.passes.backward)
+        for v in {id(v): v for v in (self.attacked, self.judge)}.values():
+            v.reseed(self.sweep.cell_key(threat.perturbation.eps), first)
+        stream = Stream(self.sweep.victim.seed, f"attack/{self.sweep.attack.recipe['name']}")
+        clock = time.perf_counter()
+        made = craft(self.attack, self.attacked, part, threat, stream, self.batching, self.sweep.attack.label)
+        crafted = time.perf_counter()
+        x, violations, worst = checked(made, part, threat)
+        timing.forward += self.attacked.passes.forward - before[0]
+        timing.backward += self.attacked.passes.backward - before[1]
+        success = succeeds(self.judge, x, part, self.batching, draws_of(self.judge))
+        timing.attack += crafted - clock
+        timing.decide += time.perf_counter() - crafted
+        return _Struck(x, success, made.trace, violations, worst)
+
+
+@dataclass
+class _Struck:
+    """Images as judged: `success` is (m, draws)."""
+
+    x: Tensor
+    success: Array
+    trace: Trace | None
+    violations: int
+    worst: float
+
+
+def _attack_chunk(offence: _Offence, chunk: _Chunk) -> dict[Fraction, _AtBudget]:
+    """The chunk at each budget, ascending: crafted on the attacked victim, decided by the judge.
 
     Images broken at one budget are carried to the larger ones; the others start from where they were.
     """
+    sweep, batch, draws = offence.sweep, chunk.batch, draws_of(offence.judge)
     if sweep.attack.caps.minimum_norm:
-        return _minimum_norm_chunk(sweep, attack, attacked, judge, chunk, batching, timing)
-    draws = draws_of(judge)
-    batch = chunk.batch
+        return _minimum_norm_chunk(offence, chunk)
     x_adv = batch.x.clone()
     success = np.zeros((len(batch), draws), dtype=bool)
     trace: dict[str, Array] = {}
@@ -163,79 +198,44 @@ def _attack_chunk(
         todo = torch.from_numpy(chunk.attacked & ~carried)
         violations, worst = 0, 0.0
         if todo.any():
-            threat = Threat(allowed(attack, sweep.norm, eps), sweep.goal, sweep.attack.caps.access)
             part = batch.take(todo.to(batch.y.device))
             if sweep.attack.caps.warm_start and started is not None:
-                part = Batch(part.x, part.y, part.index, part.target, started[todo], part.text)
-            made = _craft(sweep, attack, (attacked, judge), part, threat, chunk.rows.start, batching, timing[eps])
-            crafted, violations, worst = checked(made, part, threat)
-            clock = time.perf_counter()
-            success[todo.numpy()] = succeeds(judge, crafted, part, batching, draws)
-            timing[eps].decide += time.perf_counter() - clock
-            x_adv[todo] = crafted
-            _merge(trace, made.trace, todo.numpy())
+                part = replace(part, start=started[todo])
+            threat = offence.threat(allowed(offence.attack, sweep.norm, eps))
+            struck = offence.strike(part, threat, chunk.rows.start, offence.timing[eps])
+            success[todo.numpy()] = struck.success
+            violations, worst = struck.violations, struck.worst
+            x_adv[todo] = struck.x
+            _merge(trace, struck.trace, todo.numpy())
             started = x_adv
         results[eps] = _AtBudget(x_adv.clone(), success.copy(), dict(_copied(trace)), violations, worst)
     return results
 
 
-def _craft(
-    sweep: Sweep,
-    attack: EvasionAttack,
-    victims: tuple[Victim, Victim],
-    part: Batch,
-    threat: Threat,
-    first: int,
-    batching: Batching,
-    timing: Timing,
-) -> Crafted:
-    """One call of the attack on the first of `victims`, with the randomness of both set and the cost noted."""
-    attacked, judge = victims
-    for v in {id(attacked): attacked, id(judge): judge}.values():
-        v.reseed(sweep.cell_key(threat.perturbation.eps), first)
-    stream = Stream(sweep.victim.seed, f"attack/{sweep.attack.recipe['name']}")
-    clock, before = time.perf_counter(), (attacked.passes.forward, attacked.passes.backward)
-    made = craft(attack, attacked, part, threat, stream, batching, sweep.attack.label)
-    timing.attack += time.perf_counter() - clock
-    timing.forward += attacked.passes.forward - before[0]
-    timing.backward += attacked.passes.backward - before[1]
-    return made
-
-
-def _minimum_norm_chunk(
-    sweep: Sweep,
-    attack: EvasionAttack,
-    attacked: Victim,
-    judge: Victim,
-    chunk: _Chunk,
-    batching: Batching,
-    timing: dict[Fraction, Timing],
-) -> dict[Fraction, _AtBudget]:
+def _minimum_norm_chunk(offence: _Offence, chunk: _Chunk) -> dict[Fraction, _AtBudget]:
     """The chunk attacked once; at each budget the changes that are small enough count, its cost is the first's."""
-    draws, batch, todo = draws_of(judge), chunk.batch, torch.from_numpy(chunk.attacked)
-    threat = Threat(MinimumNorm(sweep.norm, sweep.budgets[-1]), sweep.goal, sweep.attack.caps.access)
+    sweep, batch, todo = offence.sweep, chunk.batch, torch.from_numpy(chunk.attacked)
+    threat = offence.threat(MinimumNorm(sweep.norm, sweep.budgets[-1]))
     x_adv = batch.x.clone()
-    success = np.zeros((len(batch), draws), dtype=bool)
-    found = np.where(chunk.attacked, np.inf, 0.0)
+    success = np.zeros((len(batch), draws_of(offence.judge)), dtype=bool)
     trace: dict[str, Array] = {}
     violations, worst = 0, 0.0
     if todo.any():
         part = batch.take(todo.to(batch.y.device))
-        first = timing[sweep.budgets[0]]
-        made = _craft(sweep, attack, (attacked, judge), part, threat, chunk.rows.start, batching, first)
-        crafted, violations, worst = checked(made, part, threat)
-        clock = time.perf_counter()
-        success[chunk.attacked] = succeeds(judge, crafted, part, batching, draws)
-        first.decide += time.perf_counter() - clock
-        x_adv[todo] = crafted
-        _merge(trace, made.trace, chunk.attacked)
+        struck = offence.strike(part, threat, chunk.rows.start, offence.timing[sweep.budgets[0]])
+        success[chunk.attacked] = struck.success
+        violations, worst = struck.violations, struck.worst
+        x_adv[todo] = struck.x
+        _merge(trace, struck.trace, chunk.attacked)
     size = threat.perturbation.measure(batch.x, x_adv).cpu().numpy().astype(np.float64)
-    found = np.where(success.mean(axis=1) > 0.5, size, found)
+    # What is wrong as it is needs no change; how far it, or what is the target already, is from a target says nothing.
+    spared = np.nan if isinstance(sweep.goal, Targeted) else 0.0
+    found = np.where(chunk.attacked, np.where(success.mean(axis=1) > 0.5, size, np.inf), spared)
     # Whether it ended in success at its own distance says nothing of a budget.
     counts = {name: trace[name] for name in _COUNTS if name in trace}
     results = {}
     for eps in sweep.budgets:
-        near = allowed(attack, sweep.norm, eps).check(batch.x, x_adv)
+        near = allowed(offence.attack, sweep.norm, eps).check(batch.x, x_adv)
         kept = torch.where(near[:, None, None, None], x_adv, batch.x)
         hit = success & near.cpu().numpy()[:, None]
         results[eps] = _AtBudget(kept, hit, dict(_copied(counts)), violations, worst, found)

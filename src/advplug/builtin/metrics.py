@@ -64,10 +64,15 @@ def distance() -> Callable[[Evidence], Values]:
 
 
 def minimum_norm() -> Callable[[Evidence], Values]:
-    """Median size of the smallest successful change over all images; nothing where half of them withstand."""
+    """Median size of the smallest successful change over all images; nothing where half of them withstand.
+
+    Under a targeted goal over the images that were attacked.
+    """
 
     def measure(evidence: Evidence) -> Values:
-        return {"minimum_norm_median": None if evidence.found is None else finite(median(evidence.found))}
+        if evidence.found is None:
+            return {"minimum_norm_median": None}
+        return {"minimum_norm_median": finite(median(evidence.found[~np.isnan(evidence.found)]))}
 
     def finite(middle: Estimate | None) -> Estimate | None:
         if middle is None or not np.isfinite(middle.value):
