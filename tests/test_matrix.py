@@ -173,7 +173,7 @@ def test_refusals_say_what_would_work():
     assert "is only loaded; use a model by name" in refusal("pgd", net=tuned, defenses=data_stage)
     two = [(defense("a", "wrap", rejects=True), defense("b", "wrap", rejects=True))]
     assert "a and b are two detectors; a stack holds at most one" in refusal("pgd", defenses=two)
-    certified = [(defense("a", "wrap", certifies=True), defense("b", "wrap", certifies=True))]
+    certified = [(defense("a", "wrap", certifies="l2"), defense("b", "wrap", certifies="l2"))]
     assert "two certifying defenses" in refusal("pgd", defenses=certified)
     losses = [(defense("a", "objective"), defense("b", "tune", "objective"))]
     assert "a and b each replace the training loss; a stack holds at most one" in refusal("pgd", defenses=losses)

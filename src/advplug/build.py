@@ -20,6 +20,7 @@ from advplug.contracts import (
     ModelSource,
     Objective,
     Schedule,
+    Stage,
     TrainingData,
     Tune,
     Tuned,
@@ -144,7 +145,7 @@ class Builder:
             with Stream(plan.seed, "init").as_global():
                 return source.build(info, offline=self._offline)
 
-        parts = [bound.recipe for bound, stage in stages if isinstance(stage, TrainingData | Objective | Fit)]
+        parts = [_training_recipe(b, stage) for b, stage in stages if isinstance(stage, TrainingData | Objective | Fit)]
         how = plain(vars(schedule)) if schedule else None
         chain = _Chain({"schema": SCHEMA, **plan.baseline.recipe, "schedule": how, "training": plain(parts)})
         if schedule is None:
@@ -226,6 +227,13 @@ class Builder:
 def _stages(bound: Bound) -> Defense:
     made = bound.make()
     return made if isinstance(made, tuple) else (made,)
+
+
+def _training_recipe(bound: Bound, stage: Stage) -> Mapping[str, Any]:
+    """What the training depends on: the defense with all its parameters, unless the stage names those that matter."""
+    if not isinstance(stage, Objective) or stage.depends is None:
+        return bound.recipe
+    return {**bound.recipe, "params": {name: bound.recipe["params"][name] for name in stage.depends}}
 
 
 def subset(split: Split, limit: int | None) -> tuple[Split, tuple[str, ...]]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from advplug.victim import Victim
 
 __all__ = [
-    "Access", "AttackCaps", "Ball", "Batch", "Crafted", "DatasetCaps", "DatasetInfo", "DatasetSource",
+    "Access", "AttackCaps", "Ball", "Batch", "Certified", "Certifier", "Crafted", "DatasetCaps", "DatasetInfo", "DatasetSource",
     "Decision", "Defense", "DefenseCaps", "EvasionAttack", "Fit", "Goal", "Gradient", "Metric", "MetricCaps",
     "MinimumNorm", "ModelCaps", "ModelSource", "Norm", "Objective", "Param", "ParamSpec", "Perturbation", "Reference",
     "Schedule", "Spec", "Stack", "Stage", "Strength", "Targeted", "Threat", "Trace", "TrainingData", "Tune",
@@ -293,9 +293,13 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Objective:
-    """A training loss in place of cross-entropy: (model, x, y, stream) to a scalar tensor."""
+    """A training loss in place of cross-entropy: (model, x, y, stream) to a scalar tensor.
+
+    `depends` names the defense's parameters that matter to it, so that others need no new training; None: all.
+    """
 
     loss: Callable[[nn.Module, Tensor, Tensor, Stream], Tensor]
+    depends: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -334,6 +338,31 @@ class Tune:
 
 
 @dataclass(frozen=True)
+class Certified:
+    """What is proven of one image: no change smaller than `radius` alters the answer `label`; -1 and 0: nothing."""
+
+    label: int
+    radius: float
+
+
+@dataclass(frozen=True)
+class Certifier:
+    """Proves answers, image by image.
+
+    `certify` (inner, image (C, H, W), rng, size) passes at most `size` images at once through `inner`, which maps
+    images to logits; its draws come from `rng`, a torch.Generator of the image's own, and do not depend on `size`.
+    Radii are in `norm`, in pixel units. `error` is the probability with which a proof may be wrong, `radii` are
+    those to report where no budget asks for others, `draws` is how many passes an image takes.
+    """
+
+    norm: Norm
+    certify: Callable[[Callable[[Tensor], Tensor], Tensor, Any, int], Certified]
+    error: float = 0.0
+    radii: tuple[float, ...] = ()
+    draws: int = 1
+
+
+@dataclass(frozen=True)
 class Wrap:
     """A stage around the deployed model.
 
@@ -341,7 +370,8 @@ class Wrap:
     torch.Generator to draw randomness from. `surrogates` are differentiable stand-ins of the same
     signature for the attacker (BPDA), all of which are attacked; empty if `forward` is differentiable.
     `draws` is how many samples an attacker averages over (EOT). `accepts` (x, logits) -> (B,) bool makes
-    it a detector. `gradient` says how gradients pass.
+    it a detector. `gradient` says how gradients pass. `certifier` proves answers of the wrapped system; such a
+    wrap is the outermost.
     """
 
     forward: Callable[[Callable[[Tensor], Tensor], Tensor, Any], Tensor]
@@ -350,6 +380,7 @@ class Wrap:
     stochastic: bool = False
     draws: int = 1
     accepts: Callable[[Tensor, Tensor], Tensor] | None = None
+    certifier: Certifier | None = None
 
 
 Stage: TypeAlias = TrainingData | Objective | Fit | Tune | Wrap
@@ -393,13 +424,18 @@ class AttackCaps:
 
 @dataclass(frozen=True)
 class DefenseCaps:
-    """What a defense is made of: stages among data, objective, tune, wrap; and how gradients pass it."""
+    """What a defense is made of: stages among data, objective, tune, wrap; and how gradients pass it.
+
+    `certifies` is the norm in which it proves its answers. `loaded` is what to write instead for weights that are
+    only loaded, where the defense trains.
+    """
 
     stages: tuple[str, ...]
     gradient: Gradient = Gradient.EXACT
     stochastic: bool = False
     rejects: bool = False
-    certifies: bool = False
+    certifies: Norm | None = None
+    loaded: str | None = None
     modality: str = "image"
 
 
@@ -436,7 +472,8 @@ class Spec:
     `target` is "module:factory", imported on use; the factory's annotated signature gives the
     parameters unless `params` states them. `needs` maps the bound parameters to further victims that
     the factory gets as keyword arguments (surrogates, proxies, clean twins): `"model"` inside such a
-    reference stands for the attacked model. Parameters of type VictimRef are needs by themselves.
+    reference stands for the attacked model. Parameters of type VictimRef are needs by themselves. `narrow` gives
+    the capabilities where they depend on the bound parameters; `caps` are then those of the defaults.
     """
 
     name: str
@@ -446,3 +483,8 @@ class Spec:
     paper: str = ""
     params: tuple[ParamSpec, ...] | None = None
     needs: Callable[[Mapping[str, Any]], Mapping[str, VictimRef]] | None = None
+    narrow: Callable[[Mapping[str, Any]], Caps] | None = None
+
+    def caps_of(self, params: Mapping[str, Any]) -> Caps:
+        """The capabilities with these bound parameters."""
+        return self.narrow(params) if self.narrow else self.caps

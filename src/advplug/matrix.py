@@ -68,7 +68,7 @@ def bind(registry: Registry, kind: str, reference: Reference) -> Bound:
     params = entry.bind(reference)
     recipe = {"name": entry.name, "plugin": str(entry.source), "params": plain(params)}
     value = entry.make(params) if kind in ("dataset", "model") else None
-    return Bound(str(reference), recipe, entry.spec.caps, value, entry, params)
+    return Bound(str(reference), recipe, entry.spec.caps_of(params), value, entry, params)
 
 
 @dataclass(frozen=True)
@@ -297,8 +297,8 @@ def judge(
     caps: AttackCaps = attack.caps
     refused = (
         _judge_threat(attack, norm, goal, info)
-        or _judge_model(victim, caps, info)
-        or _judge_stack(victim, info)
+        or _judge_training_set(victim, caps, info)
+        or judge_victim(victim, info)
         or _judge_gradient(victim, attack)
     )
     notes = []
@@ -337,7 +337,12 @@ def _judge_threat(attack: Bound, norm: Norm, goal: Goal, info: DatasetInfo) -> R
     return None
 
 
-def _judge_model(victim: VictimPlan, caps: AttackCaps, info: DatasetInfo) -> Refused | None:
+def judge_victim(victim: VictimPlan, info: DatasetInfo) -> Refused | None:
+    """Why there can be no such victim, whatever attacks it."""
+    return _judge_model(victim, info) or _judge_stack(victim, info)
+
+
+def _judge_model(victim: VictimPlan, info: DatasetInfo) -> Refused | None:
     misfit = victim.model.value.misfit(info)
     if misfit is not None:
         return Refused(misfit)
@@ -346,6 +351,10 @@ def _judge_model(victim: VictimPlan, caps: AttackCaps, info: DatasetInfo) -> Ref
             f"{victim.model.label} has to be trained, and {victim.dataset.label} holds no training images",
             "use weights: torchvision:NAME@DEFAULT, file:PATH or your own module",
         )
+    return None
+
+
+def _judge_training_set(victim: VictimPlan, caps: AttackCaps, info: DatasetInfo) -> Refused | None:
     if caps.access is Access.TRAINING_SET and victim.model.value.schedule(info) is None:
         return Refused(
             f"a training-set attack needs a model that is trained, {victim.model.label} is only loaded",
@@ -356,11 +365,13 @@ def _judge_model(victim: VictimPlan, caps: AttackCaps, info: DatasetInfo) -> Ref
 
 def _judge_stack(victim: VictimPlan, info: DatasetInfo) -> Refused | None:
     caps: list[tuple[str, DefenseCaps]] = [(d.label, d.caps) for d in victim.defense]
-    trains = [label for label, c in caps if {"data", "objective"} & set(c.stages)]
+    trains = [(label, c) for label, c in caps if {"data", "objective"} & set(c.stages)]
     if trains and victim.model.value.schedule(info) is None:
+        label, first = trains[0]
+        other = first.loaded or "a defense that tunes or wraps, such as adv-finetune"
         return Refused(
-            f"{trains[0]} changes how a model is trained, {victim.model.label} is only loaded",
-            "use a model by name without weights, or a defense that tunes or wraps, such as adv-finetune",
+            f"{label} changes how a model is trained, {victim.model.label} is only loaded",
+            f"use a model by name without weights, or {other}",
         )
     losses = [label for label, c in caps if "objective" in c.stages]
     if len(losses) > 1:
@@ -369,6 +380,10 @@ def _judge_stack(victim: VictimPlan, info: DatasetInfo) -> Refused | None:
         several = [label for label, c in caps if getattr(c, kind)]
         if len(several) > 1:
             return Refused(f"{' and '.join(several)} are two {which}s", "a stack holds at most one")
+    wraps = [(label, c) for label, c in caps if "wrap" in c.stages]
+    inside = next((label for label, c in wraps[:-1] if c.certifies), None)
+    if inside is not None:
+        return Refused(f"{inside} certifies only what is inside it, and {wraps[-1][0]} is not", f"write {inside} last")
     return None
 
 
