@@ -22,9 +22,9 @@ def advplug_attacks() -> list[Spec]:
 
 @hookimpl
 def advplug_defenses() -> list[Spec]:
-    from advplug.builtin import advtrain, prune
+    from advplug.builtin import advtrain, prune, randomised, smoothing
 
-    return [*advtrain.DEFENSES, *prune.DEFENSES]
+    return [*advtrain.DEFENSES, *prune.DEFENSES, *randomised.DEFENSES, *smoothing.DEFENSES]
 
 
 @hookimpl

@@ -12,12 +12,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from advplug.contracts import Defense, DefenseCaps, Fit, Gradient, Objective, Schedule, TrainingData, Tune, Tuned, Wrap
-from advplug.data import Dataset, Split
+from advplug.contracts import (
+    DatasetInfo,
+    Defense,
+    DefenseCaps,
+    Fit,
+    Gradient,
+    Objective,
+    Schedule,
+    TrainingData,
+    Tune,
+    Tuned,
+    Wrap,
+)
+from advplug.data import ArrayImages, Dataset, Split
 from advplug.errors import AdvplugError
 from advplug.registry import registry
 from advplug.rng import Stream
-from advplug.testing.problems import fragile
+from advplug.testing.problems import DUAL, fragile, linear_problem
 from advplug.testing.report import Report, Result, Unchecked, require
 from advplug.testing.sources import bound, dataset_source
 from advplug.testing.state import fingerprint, unchanged
@@ -43,7 +55,7 @@ def defense_results(name: str, params: Mapping[str, Any], on: str, clean_drop: f
     """One result a check and stage. Raises UsageError for an unknown name or a bad parameter."""
     entry = registry().get("defense", name)
     checked = bound(entry, params)
-    caps: DefenseCaps = entry.spec.caps  # type: ignore[assignment]
+    caps: DefenseCaps = entry.spec.caps_of(checked)  # type: ignore[assignment]
     report = Report()
     made: list[Defense] = []
     needs = entry.needs(checked)
@@ -57,7 +69,7 @@ def defense_results(name: str, params: Mapping[str, Any], on: str, clean_drop: f
     stages = made[0]
     report.check("declaration", lambda: _declaration(stages, caps))
     makers: dict[type, Callable[[Any], dict[str, Callable[[], None]]]] = {
-        Wrap: lambda stage: _wrap_checks(WrapCase(stage), clean_drop),
+        Wrap: lambda stage: _wrap_checks(WrapCase(stage, _tunes_before(stage, stages)), clean_drop),
         Objective: _objective_checks,
         Fit: lambda stage: {"fit": lambda: _trains(stage.apply, None, on)},
         TrainingData: _data_checks,
@@ -86,6 +98,10 @@ def _declaration(stages: Defense, caps: DefenseCaps) -> None:
     require(victim.stochastic is caps.stochastic, f"its caps say stochastic={caps.stochastic}, its wraps do not")
     rejects = any(w.accepts is not None for w in wraps)
     require(rejects is caps.rejects, f"its caps say rejects={caps.rejects}, its wraps say {rejects}")
+    norms = [w.certifier.norm for w in wraps if w.certifier is not None]
+    require(
+        norms == [caps.certifies] * bool(caps.certifies), f"its caps say certifies={caps.certifies}, it has {norms}"
+    )
 
 
 # --- wraps -----------------------------------------------------------------------------------------
@@ -105,16 +121,36 @@ class Smooth(nn.Module):
         return logits
 
 
+def _tunes_before(wrap: Wrap, stages: Defense) -> tuple[Tune, ...]:
+    return tuple(s for s in stages[: stages.index(wrap)] if isinstance(s, Tune))
+
+
+def _tuned(module: nn.Module, tunes: tuple[Tune, ...], training: Training) -> nn.Module:
+    """The module that a wrap stands around: what the tunes before it make, or as it is where one does not take it."""
+    with training.stream.as_global():
+        for tune in tunes:
+            try:
+                module = tune.apply(copy.deepcopy(module), training).model.eval()
+            except AdvplugError:
+                return module
+    return module
+
+
 @dataclass
 class WrapCase:
-    """One wrap around `Smooth`, with images away from 0 and 1."""
+    """One wrap around `Smooth`, as the defense's `tunes` before it leave that, with images away from 0 and 1."""
 
     wrap: Wrap
+    tunes: tuple[Tune, ...] = ()
 
     def __post_init__(self) -> None:
-        self.module = Smooth()
         generator = torch.Generator().manual_seed(0)
         self.x = 0.1 + 0.8 * torch.rand(SAMPLES, 3, 16, 16, generator=generator, dtype=torch.float64)
+        labels = np.arange(SAMPLES) % 6
+        data = Split(ArrayImages(self.x.float().numpy()), labels, np.arange(SAMPLES))
+        info = DatasetInfo(tuple("012345"), 3, (16, 16), {})
+        training = Training(data, info, Schedule(epochs=1), torch.device("cpu"), Stream(0, "tune"))
+        self.module = _tuned(Smooth(), self.tunes, training)
         self.side = torch.randn(SAMPLES, 3, 16, 16, generator=generator, dtype=torch.float64)
 
     def call(self, forward: Callable[..., Tensor], x: Tensor, seed: int = 0) -> Tensor:
@@ -143,7 +179,8 @@ def _wrap_checks(case: WrapCase, clean_drop: float) -> dict[str, Callable[[], No
         "wrap: randomness as declared": lambda: _wrap_randomness(case),
         "wrap: answers image by image": lambda: _wrap_image_by_image(case),
         "wrap: accepts": lambda: _wrap_accepts(case),
-        "wrap: clean accuracy": lambda: _wrap_accuracy(case.wrap, clean_drop),
+        "wrap: clean accuracy": lambda: _wrap_accuracy(case, clean_drop),
+        "wrap: certificates": lambda: _wrap_certificates(case),
     }
 
 
@@ -211,17 +248,36 @@ def _wrap_accepts(case: WrapCase) -> None:
     require(accepted.dtype == torch.bool and accepted.shape == (len(case.x),), "accepts must give bool (B,)")
 
 
-def _wrap_accuracy(wrap: Wrap, clean_drop: float) -> None:
+def _wrap_accuracy(case: WrapCase, clean_drop: float) -> None:
     dataset = digits()
     module = ridge()
+    tuned = _tuned(module, case.tunes, _training(dataset, None)) if case.tunes else module
     batch = dataset.test.batch(np.arange(min(256, len(dataset.test))))
 
-    def accuracy(*wraps: Wrap) -> float:
+    def accuracy(module: nn.Module, *wraps: Wrap) -> float:
         decision = Victim(module, len(dataset.info.classes), wraps).decide(batch.x)
         return float(((decision.label == batch.y) & decision.accepted).double().mean())
 
-    drop = accuracy() - accuracy(wrap)
+    drop = accuracy(module) - accuracy(tuned, case.wrap)
     require(drop <= clean_drop, f"it costs {drop:.1%} of clean accuracy on digits, {clean_drop:.1%} is the bound given")
+
+
+def _wrap_certificates(case: WrapCase) -> None:
+    """Two classes and a linear model: the true radius is known, and no certificate may exceed it."""
+    certifier = case.wrap.certifier
+    if certifier is None:
+        raise Unchecked("it certifies nothing")
+    require(certifier.norm in DUAL, f"certificates are in {', '.join(DUAL)}, this one is in {certifier.norm}")
+    problem = linear_problem(certifier.norm, images=8, classes=2)
+    for image, y, radius in zip(problem.batch.x, problem.batch.y, problem.radius, strict=True):
+        found, again = (
+            certifier.certify(problem.module, image, torch.Generator().manual_seed(0), size) for size in (64, 7)
+        )
+        require(found == again, "the size of a pass changes the certificate")
+        require(found.label in (-1, int(y)), f"it certifies class {found.label} for an image of class {int(y)}")
+        told = f"it certifies a radius of {found.radius:.4f} where a change of {float(radius):.4f} breaks the image"
+        require(found.radius <= float(radius) * (1 + 1e-6), told)
+        require(found.label != -1 or found.radius == 0, "an image without certificate has a radius")
 
 
 @cache
