@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ class AsModule(nn.Module):
     with score access the deployed system's logits without gradient; with decision access 1 for the label that was
     answered and 0 elsewhere. `probabilities` turns logits into probabilities. Images are converted to the victim's
     precision and device. `asked` counts the images it was asked for; with `limit`, `QueriesSpent` ends the run.
+    `tally` (B,) are the queries of each image of the batch, where the adapter can tell them apart.
     """
 
     def __init__(self, victim: Victim, access: Access, view: int = 0, probabilities: bool = False) -> None:
@@ -46,6 +48,7 @@ class AsModule(nn.Module):
         self.classes = victim.classes
         self.asked = 0
         self.limit: int | None = None
+        self.tally: Tensor | None = None
         self.seen: Callable[[Tensor, Tensor], None] | None = None
         self._victim, self._access, self._view, self._probabilities = victim, access, view, probabilities
         self._dtype = next((p.dtype for p in victim.module.parameters() if p.is_floating_point()), None)
@@ -67,6 +70,8 @@ class AsModule(nn.Module):
 
     def deployed(self) -> AsModule:
         """The same victim as a black box: the deployed system's logits, for libraries that also query it."""
+        if self._access is not Access.GRADIENT:
+            return self
         return AsModule(self._victim, Access.SCORE, self._view, self._probabilities).eval()
 
     def fooled(self, x: Tensor, part: Batch, threat: Threat) -> Tensor:
@@ -145,11 +150,12 @@ class Wrapped:
                     part = batch.take(open_rows)
                     made, asked = self._once(victim, part, threat, rng.child(int(part.index[0]), view), view)
                     x[open_rows.to(x.device)] = made
-                    queries[open_rows] += -(-asked // len(part))
+                    queries[open_rows] += asked
         trace = None if self.access is Access.GRADIENT else Trace(queries=queries)
         return Crafted(x, trace)
 
-    def _once(self, victim: Victim, part: Batch, threat: Threat, rng: Stream, view: int) -> tuple[Tensor, int]:
+    def _once(self, victim: Victim, part: Batch, threat: Threat, rng: Stream, view: int) -> tuple[Tensor, Tensor]:
+        """Images and queries (B,); where the library asks for a batch as one, each has its share, rounded up."""
         module = AsModule(victim, self.access, view, self.probabilities)
         closest = Closest(part, threat)
         if self.queries is not None:
@@ -162,7 +168,8 @@ class Wrapped:
                 made = closest.x
         if closest.found:
             made = closest.x
-        return self._checked(made, part, threat), module.asked
+        share = torch.full((len(part),), -(-module.asked // len(part)))
+        return self._checked(made, part, threat), share if module.tally is None else module.tally
 
     def _checked(self, made: Tensor, part: Batch, threat: Threat) -> Tensor:
         if made.shape != part.x.shape:
@@ -181,6 +188,30 @@ class Wrapped:
         if isinstance(allowed, MinimumNorm):
             return made.clamp(0, 1)
         return torch.where(columns(inside, made), made, project(part.x, made, threat.norm, threat.eps))
+
+
+def tally_square(attack: Any, module: AsModule, x: Tensor) -> None:
+    """Makes `module.tally` count what a Square attack that leaves solved images out asks for each of the images `x`.
+
+    `attack` is built as its authors' is: `attack_single_run(images, labels)` returns queries and images, and is called
+    once a restart with what is left; each image is asked about once before, and once more after a restart.
+    """
+    run, tally = attack.attack_single_run, torch.ones(len(x), dtype=torch.long)
+
+    def counted(left: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        asked, made = run(left, labels)
+        tally[_positions(left, x)] += asked.long().cpu() + 1
+        return asked, made
+
+    attack.attack_single_run, module.tally = counted, tally
+
+
+def _positions(some: Tensor, x: Tensor) -> Tensor:
+    """Where the images `some` are among `x`, which has them in the same order."""
+    found = [-1]
+    for image in some:
+        found.append(next(i for i in range(found[-1] + 1, len(x)) if torch.equal(image, x[i])))
+    return torch.tensor(found[1:])
 
 
 @dataclass

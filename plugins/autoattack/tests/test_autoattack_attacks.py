@@ -14,7 +14,7 @@ from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
 from advplug.contracts import Access, Ball, Batch, Crafted, Gradient, Targeted, Threat, Wrap
-from advplug.errors import CellFailure
+from advplug.errors import CellFailure, UsageError
 from advplug.registry import registry
 from advplug.rng import Stream
 from advplug.testing import check_attack
@@ -217,7 +217,27 @@ def test_square_hits_targets() -> None:
     assert int((victim.decide(crafted.x).label == batch.target).sum()) >= 20
     assert crafted.trace is not None
     assert crafted.trace.queries is not None
-    assert int(crafted.trace.queries.max()) <= 303
+    assert int(crafted.trace.queries.max()) <= 300
+
+
+@pytest.mark.parametrize(("queries", "restarts"), [(4, 1), (60, 1), (61, 3)])
+def test_square_asks_no_more_than_allowed_and_counts_each_image(queries: int, restarts: int) -> None:
+    net = Net()
+    batch, victim = labelled(net), Victim(net, 10)
+    crafted = run("aa.square", victim, batch, ball("linf", "1/30"), queries=queries, restarts=restarts)
+    assert crafted.trace is not None
+    assert crafted.trace.queries is not None
+    asked, broken = crafted.trace.queries, wrong(victim, crafted.x, batch)
+    assert int(asked.sum()) == victim.passes.forward - len(batch), "one more for each to see what is broken"
+    assert 0 < int(broken.sum()) < len(batch)
+    assert (asked[~broken] == 1 + restarts * ((queries - 1) // restarts)).all(), "who resists is asked to the end"
+    assert (asked[broken] <= queries).all()
+    assert (asked[broken] < queries).any()
+
+
+def test_square_with_too_few_queries_for_its_restarts() -> None:
+    with pytest.raises(UsageError, match=r"aa\.square: 3 restarts need at least 10 queries, got 9"):
+        run("aa.square", Victim(Net(), 10), labelled(Net(), 2), ball("linf", "1/20"), queries=9, restarts=3)
 
 
 def test_squares_shrink_over_the_queries_if_asked_to() -> None:

@@ -345,6 +345,20 @@ def test_steps_scale_with_the_budget() -> None:
     assert rows["pgd"].arguments(single, 0.1)["alpha"] == pytest.approx(0.1)
 
 
+def test_squares_queries_are_each_images_own(digits: tuple[Victim, Batch]) -> None:
+    victim, batch = digits
+    before = victim.passes.forward
+    made = run("ta.square", victim, batch, "linf", Fraction(1, 10), queries=60)
+    assert made.trace is not None
+    assert made.trace.queries is not None
+    asked, spent = made.trace.queries, victim.passes.forward - before
+    broken = victim.decide(made.x).label != batch.y
+    assert int(asked.sum()) == spent
+    assert 0 < int(broken.sum()) < len(batch)
+    assert (asked[~broken] == 60).all()
+    assert (asked[broken] < 60).any()
+
+
 @pytest.mark.parametrize(
     ("name", "params", "most"),
     [

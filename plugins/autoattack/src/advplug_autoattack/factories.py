@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 from advplug.contracts import Access, Param
+from advplug.errors import UsageError
 
 if TYPE_CHECKING:
     from advplug.wrapping import Call, Wrapped
@@ -73,11 +74,15 @@ def fab_t(steps: Steps = 100, targets: Targets = 9) -> Wrapped:
 
 
 def square(
-    queries: Queries = 5000,
+    queries: Annotated[int, Param("most that is asked about an image, over all restarts", ge=4)] = 5000,
     restarts: Restarts = 1,
     first: Annotated[float, Param("share of the pixels in the first squares", gt=0, le=1)] = 0.8,
     rescale: Annotated[bool, Param("shrink the squares over these queries; no: over 10000, as in AutoAttack")] = False,
 ) -> Wrapped:
     from advplug_autoattack import parts
 
-    return _wrapped("aa.square", parts.Square(queries, restarts, first, rescale), Access.SCORE)
+    # Asked beside its steps: the clean image once, and in each restart the start and the end.
+    steps = (queries - 1) // restarts - 2
+    if steps < 1:
+        raise UsageError(f"aa.square: {restarts} restarts need at least {3 * restarts + 1} queries, got {queries}")
+    return _wrapped("aa.square", parts.Square(steps, restarts, first, rescale), Access.SCORE)

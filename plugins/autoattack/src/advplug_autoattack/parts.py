@@ -20,7 +20,7 @@ from torch import Tensor
 
 from advplug.contracts import Batch, Targeted, Threat
 from advplug.errors import CellFailure
-from advplug.wrapping import AsModule, Call
+from advplug.wrapping import AsModule, Call, tally_square
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 L1_TARGETS, L1_RESTARTS = 5, 5
@@ -120,9 +120,9 @@ class FabTargeted:
 
 @dataclass(frozen=True)
 class Square:
-    """Square on the deployed system, without gradients."""
+    """Square on the deployed system, without gradients; `steps` queries a restart, and a few beside them."""
 
-    queries: int
+    steps: int
     restarts: int = 1
     first: float = 0.8
     rescale: bool = False
@@ -134,12 +134,13 @@ class Square:
                 f"Square's start in {threat.norm} does not fit images of {height} x {width} pixels; "
                 "use linf, or aa.apgd-t and aa.fab-t"
             )
-        targeted = isinstance(threat.goal, Targeted)
+        targeted, deployed = isinstance(threat.goal, Targeted), module.deployed()
         attack = SquareAttack(
-            _logits(module.deployed()), p_init=self.first, n_queries=self.queries,
+            _logits(deployed), p_init=self.first, n_queries=self.steps,
             eps=threat.eps, norm=NORMS[threat.norm], n_restarts=self.restarts, seed=torch.initial_seed(),
             targeted=targeted, device=part.x.device, resc_schedule=self.rescale,
         )  # fmt: skip
+        tally_square(attack, deployed, part.x)
         made: Tensor = attack.perturb(part.x, part.target if targeted else part.y)
         return made
 

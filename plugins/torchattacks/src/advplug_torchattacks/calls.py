@@ -15,7 +15,7 @@ from advplug.ball import columns
 from advplug.contracts import Batch, Targeted, Threat
 from advplug.errors import CellFailure
 from advplug.perturbations import MinimumNorm
-from advplug.wrapping import AsModule
+from advplug.wrapping import AsModule, tally_square
 from advplug_torchattacks.rows import PREFIX, Row
 
 log = logging.getLogger("advplug")
@@ -211,6 +211,11 @@ def _run_jsma(attack: Any, setting: Setting) -> Tensor:
     return made
 
 
+def _run_square(attack: Any, setting: Setting) -> Tensor:
+    tally_square(attack, setting.module, setting.part.x)
+    return _by_label(attack, setting.part)
+
+
 def _run_on_cpu(attack: Any, setting: Setting) -> Tensor:
     # It indexes NumPy arrays with the labels; the module takes its input to the victim's device.
     attack.set_device(torch.device("cpu"))
@@ -245,5 +250,6 @@ RUNS: dict[str, Callable[[Any, Setting], Tensor]] = {
     "JSMA": _run_jsma,
     "OnePixel": _run_on_cpu,
     "Pixle": _run_pixle,
+    "Square": _run_square,
 }
 """Classes that are not called in the common way."""
