@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import nn
 
 from advplug.artifacts import Artifact, Artifacts
 from advplug.contracts import (
+    Calibrated,
     DatasetInfo,
     Defense,
     Fit,
@@ -112,16 +113,21 @@ class Builder:
                 chain = chain.extended(tune=plain(bound.recipe))
                 tuned = self._tune(plan, info, data, model, chain, bound, stage)
                 model, defend = tuned.model, defend + tuned.seconds
-                times = sum(told.partition(" #")[0] == bound.label for told in facts)
-                name = f"{bound.label} #{times + 1}" if times else bound.label
-                facts |= {name: tuned.facts} if tuned.facts else {}
-        model = model.to(self.device).eval()
-        wraps = tuple(stage for _, stage in stages if isinstance(stage, Wrap))
+                _tell(facts, bound, tuned.facts)
         stream = Stream(plan.seed, f"victim/{plan.key}")
-        victim = Victim(model, len(info.classes), wraps, self.device, stream, key=plan.key)
+        victim = Victim(model.to(self.device).eval(), len(info.classes), (), self.device, stream, key=plan.key)
+        for bound, stage in stages:
+            if isinstance(stage, Calibrated):
+                chain = chain.extended(calibrated=plain(bound.recipe))
+                figures, seconds = self._measured(plan, info, data, victim, chain, bound, stage)
+                _tell(facts, bound, figures)
+                victim, defend = replace(victim, wraps=(*victim.wraps, stage.wrap(figures))), defend + seconds
+            elif isinstance(stage, Wrap):
+                chain = chain.extended(wrap=plain(bound.recipe))
+                victim = replace(victim, wraps=(*victim.wraps, stage))
         split, notes = subset(dataset.test, limit)
         notes += tuple(f"{name}: {text}" for name, told in facts.items() for text in told.get("warnings", ()))
-        return Built(victim, split, plan.seed, weights_hash(model), facts, notes, trained.seconds, defend)
+        return Built(victim, split, plan.seed, weights_hash(victim.module), facts, notes, trained.seconds, defend)
 
     def _dataset(self, bound: Bound) -> Dataset:
         if bound.label not in self._datasets:
@@ -180,6 +186,32 @@ class Builder:
         label = f"{plan.model.label}+{bound.label} on {plan.dataset.label}"
         return self._cached(chain.key, label, lambda: copy.deepcopy(model), make, stage.rebuild)
 
+    def _measured(
+        self,
+        plan: VictimPlan,
+        info: DatasetInfo,
+        data: Split,
+        victim: Victim,
+        chain: _Chain,
+        bound: Bound,
+        stage: Calibrated,
+    ) -> tuple[Mapping[str, Any], float]:
+        """The figures of a wrap around `victim`, and the seconds that they took; 0 where they came from the cache."""
+        spent: list[float] = []
+
+        def make() -> Artifact:
+            clock = time.perf_counter()
+            training = self._training(plan, info, data, f"{bound.label}: measuring {plan.model.label}", chain)
+            # Its draws must not depend on what stands further out: other stacks share these figures.
+            inside = replace(victim, stream=training.stream.child("measure"))
+            with inside.frozen(), torch.no_grad(), training.stream.as_global("measure"):
+                figures = stage.measure(inside.logits, training)
+            spent.append(time.perf_counter() - clock)
+            return Artifact({}, facts=figures)
+
+        label = f"{bound.label} on {plan.model.label}, {plan.dataset.label}"
+        return self._artifacts.get_or_make(chain.key, make, label).facts, sum(spent)
+
     def _training(self, plan: VictimPlan, info: DatasetInfo, data: Split, title: str, chain: _Chain) -> Training:
         """How this step is trained; its randomness depends on the recipe, not on how that was spelled."""
         schedule = plan.model.value.schedule(info) or TUNING
@@ -222,6 +254,13 @@ class Builder:
             model = rebuild(model, artifact.structure)
         model.load_state_dict(artifact.tensors)
         return _Made(model, artifact.facts)
+
+
+def _tell(facts: dict[str, Any], bound: Bound, told: Mapping[str, Any]) -> None:
+    """Enters what a stage reports, under a name of its own where a defense is there twice."""
+    times = sum(name.partition(" #")[0] == bound.label for name in facts)
+    if told:
+        facts[f"{bound.label} #{times + 1}" if times else bound.label] = told
 
 
 def _stages(bound: Bound) -> Defense:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from advplug.victim import Victim
 
 __all__ = [
-    "Access", "AttackCaps", "Ball", "Batch", "Certified", "Certifier", "Crafted", "DatasetCaps", "DatasetInfo", "DatasetSource",
+    "Access", "AttackCaps", "Ball", "Batch", "Calibrated", "Certified", "Certifier", "Crafted", "DatasetCaps",
+    "DatasetInfo", "DatasetSource",
     "Decision", "Defense", "DefenseCaps", "EvasionAttack", "Fit", "Goal", "Gradient", "Metric", "MetricCaps",
     "MinimumNorm", "ModelCaps", "ModelSource", "Norm", "Objective", "Param", "ParamSpec", "Perturbation", "Reference",
     "Schedule", "Spec", "Stack", "Stage", "Strength", "Targeted", "Threat", "Trace", "TrainingData", "Tune",
@@ -369,9 +370,12 @@ class Wrap:
     `forward(inner, x, rng)` gives the true logits; `inner` maps images to logits, `rng` is a
     torch.Generator to draw randomness from. `surrogates` are differentiable stand-ins of the same
     signature for the attacker (BPDA), all of which are attacked; empty if `forward` is differentiable.
-    `draws` is how many samples an attacker averages over (EOT). `accepts` (x, logits) -> (B,) bool makes
-    it a detector. `gradient` says how gradients pass. `certifier` proves answers of the wrapped system; such a
-    wrap is the outermost.
+    `draws` is how many samples an attacker averages over (EOT). `gradient` says how gradients pass. `certifier`
+    proves answers of the wrapped system; such a wrap is the outermost.
+
+    Two things make it a detector: `accepts` (x, logits) -> (B,) bool, by the answer alone, and `rejection`
+    (inner, x, rng) -> (B,), positive where the image is rejected. Attackers lower the latter by its gradient, so
+    parts that have none need a stand-in whose value is theirs.
     """
 
     forward: Callable[[Callable[[Tensor], Tensor], Tensor, Any], Tensor]
@@ -381,9 +385,26 @@ class Wrap:
     draws: int = 1
     accepts: Callable[[Tensor, Tensor], Tensor] | None = None
     certifier: Certifier | None = None
+    rejection: Callable[[Callable[[Tensor], Tensor], Tensor, Any], Tensor] | None = None
+
+    @property
+    def rejects(self) -> bool:
+        return self.accepts is not None or self.rejection is not None
 
 
-Stage: TypeAlias = TrainingData | Objective | Fit | Tune | Wrap
+@dataclass(frozen=True)
+class Calibrated:
+    """A wrap that is measured before it is made, such as a detector's threshold.
+
+    `measure` (inner, training) gives figures, JSON-ready; `inner` maps images to logits, through the wraps inside.
+    They are cached, reported among the facts, and make the wrap. `DefenseCaps.stages` calls it a wrap.
+    """
+
+    measure: Callable[[Callable[[Tensor], Tensor], Training], Mapping[str, Any]]
+    wrap: Callable[[Mapping[str, Any]], Wrap]
+
+
+Stage: TypeAlias = TrainingData | Objective | Fit | Tune | Wrap | Calibrated
 Defense: TypeAlias = tuple[Stage, ...]
 """What a defense factory returns: its stages, in the order in which they apply."""
 

@@ -28,9 +28,10 @@ T = TypeVar("T")
 
 @dataclass
 class Clean:
-    """The victim's answers without attack: right (n, d), label and least likely class (n,)."""
+    """The victim's answers without attack: right and rejected (n, d), label and least likely class (n,)."""
 
     right: Array
+    rejected: Array
     label: Array
     least_likely: Array
 
@@ -92,15 +93,16 @@ def draws_of(victim: Victim) -> int:
 
 def clean_decisions(victim: Victim, split: Split, batching: Batching) -> Clean:
     """Judges every evaluated image without attack."""
-    right, label, least = [], [], []
+    right, rejected, label, least = [], [], [], []
     victim.reseed("clean")
     for batch in split.batches(CHUNK, victim.device):
         labels, accepted, smallest = decide(victim, batch.x, batching, draws_of(victim))
         right.append((labels == batch.y.cpu().numpy()[:, None]) & accepted)
+        rejected.append(~accepted)
         label.append(labels[:, 0])
         least.append(smallest)
         release_freed_memory()
-    return Clean(np.concatenate(right), np.concatenate(label), np.concatenate(least))
+    return Clean(*(np.concatenate(parts) for parts in (right, rejected, label, least)))
 
 
 def succeeds(victim: Victim, x: Tensor, batch: Batch, batching: Batching, draws: int) -> Array:

@@ -18,6 +18,7 @@ class Evidence:
 
     `n` images, `d` fresh decisions of each (1 for a deterministic victim):
     index, y (n,): position in the dataset and true label; clean (n, d): accepted and right without attack;
+    rejected (n, d): not answered without attack, where the victim may refuse to answer;
     attacked (n,): right on the clean image, in any decision, and, for targeted goals, not the target already;
     adaptive, static, bare (n, d): the attack's success, by where it was crafted (DESIGN: through the wraps'
     declared gradients, on the undefended baseline, on the defended weights without wraps); rounded (n, d):
@@ -33,6 +34,7 @@ class Evidence:
     clean: Array
     attacked: Array
     adaptive: Array
+    rejected: Array | None = None
     static: Array | None = None
     bare: Array | None = None
     rounded: Array | None = None

@@ -278,6 +278,7 @@ def _evidence(
         index=batch.index.cpu().numpy(),
         y=batch.y.cpu().numpy(),
         clean=clean.right[chunk.rows],
+        rejected=clean.rejected[chunk.rows] if victim.rejects else None,
         attacked=chunk.attacked,
         adaptive=found.success,
         static=None if static is None else judged(static),

@@ -6,13 +6,17 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from advplug.contracts import Decision, Gradient, Wrap
+from advplug.errors import CellFailure
 from advplug.rng import Stream
 
+_Part: TypeAlias = Callable[..., Tensor]
+"""A wrap's function of (inner, x, generator)."""
 _WEAKEST = (Gradient.EXACT, Gradient.BPDA, Gradient.NONE)
 
 
@@ -61,6 +65,11 @@ class Victim:
         return any(w.stochastic for w in self.wraps)
 
     @property
+    def rejects(self) -> bool:
+        """Whether it may refuse to answer."""
+        return any(w.rejects for w in self.wraps)
+
+    @property
     def draws(self) -> int:
         """How many samples an attacker has to average over."""
         return max((w.draws for w in self.wraps if w.stochastic), default=1)
@@ -83,10 +92,15 @@ class Victim:
     def attacked(self, x: Tensor, view: int = 0) -> Tensor:
         """Differentiable logits (B, K) as the attacker sees them."""
         self.passes.forward += len(x)
-        parts: list[Callable[..., Tensor]] = [
-            w.surrogates[min(view, len(w.surrogates) - 1)] if w.surrogates else w.forward for w in self.wraps
-        ]
-        return _chain(self.run_attack_pass or self.module, parts, self._attack_noise)(x)
+        return _chain(self.run_attack_pass or self.module, self._views(view), self._attack_noise)(x)
+
+    def attacked_detector(self, x: Tensor, view: int = 0) -> tuple[Tensor, Tensor | None]:
+        """`attacked`, and how clearly the detector rejects, differentiable (B,); None where there is none."""
+        self.passes.forward += len(x)
+        return self._detected(x, self.run_attack_pass or self.module, self._views(view), self._attack_noise)
+
+    def _views(self, view: int) -> list[_Part]:
+        return [w.surrogates[min(view, len(w.surrogates) - 1)] if w.surrogates else w.forward for w in self.wraps]
 
     @torch.no_grad()
     def logits(self, x: Tensor) -> Tensor:
@@ -98,14 +112,33 @@ class Victim:
     @torch.no_grad()
     def decide(self, x: Tensor) -> Decision:
         """What the deployed system answers; NaN scores answer -1, which is never right."""
-        scores = self.logits(x)
+        self.passes.forward += len(x)
+        with _full_float32(self.device):
+            parts = [w.forward for w in self.wraps]
+            scores, rejection = self._detected(x, self.module, parts, self._decision_noise)
         label = scores.argmax(1)
         label = torch.where(scores.isfinite().all(1), label, torch.full_like(label, -1))
-        accepted = torch.ones_like(label, dtype=torch.bool)
+        accepted = torch.ones_like(label, dtype=torch.bool) if rejection is None else ~(rejection > 0)
         for wrap in self.wraps:
             if wrap.accepts is not None:
                 accepted &= wrap.accepts(x, scores)
         return Decision(label, accepted, scores)
+
+    def _detected(
+        self, x: Tensor, model: Callable[[Tensor], Tensor], parts: Sequence[_Part], noise: torch.Generator
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits through `parts`, and what the detector among the wraps says of the images that reach it."""
+        seen: list[Tensor] = []
+        watched = [
+            part if wrap.rejection is None else _watched(part, wrap.rejection, seen)
+            for part, wrap in zip(parts, self.wraps, strict=True)
+        ]
+        logits = _chain(model, watched, noise)(x)
+        if not any(w.rejection for w in self.wraps):
+            return logits, None
+        if len(seen) != 1 or len(seen[0]) != len(x):
+            raise CellFailure("a defense asks the detector inside it several times an image; write the detector last")
+        return logits, seen[0]
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -210,10 +243,28 @@ def input_gradient(loss: Tensor, point: Tensor) -> Tensor:
     return torch.zeros_like(point) if gradient is None else gradient
 
 
+def _watched(part: _Part, rejection: _Part, seen: list[Tensor]) -> _Part:
+    """`part`, noting what `rejection` says of its images; what both ask of the model inside is asked once."""
+
+    def call(inner: Callable[[Tensor], Tensor], x: Tensor, noise: torch.Generator) -> Tensor:
+        known: list[tuple[Tensor, Tensor]] = []
+
+        def once(asked: Tensor) -> Tensor:
+            if not known or known[0][0] is not asked:
+                known[:] = [(asked, inner(asked))]
+            return known[0][1]
+
+        logits = part(once, x, noise)
+        seen.append(rejection(once, x, noise))
+        return logits
+
+    return call
+
+
 def _chain(
-    model: Callable[[Tensor], Tensor], parts: Sequence[Callable[..., Tensor]], noise: torch.Generator
+    model: Callable[[Tensor], Tensor], parts: Sequence[_Part], noise: torch.Generator
 ) -> Callable[[Tensor], Tensor]:
-    def around(inner: Callable[[Tensor], Tensor], part: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
+    def around(inner: Callable[[Tensor], Tensor], part: _Part) -> Callable[[Tensor], Tensor]:
         return lambda x: part(inner, x, noise)
 
     for part in parts:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from advplug.attacks import precision, transforms
-from advplug.attacks.losses import Loss, loss_named
+from advplug.attacks.losses import Loss, loss_named, undetected
 from advplug.attacks.slots import Asked, Queue, Reading, Results, Slots, join, reading
 from advplug.attacks.steps import Adaptive, Momentum, Point, Steepest, StepRule
 from advplug.attacks.unchanged import best_wrong_classes, need_no_change
@@ -88,7 +88,7 @@ class _Run:
         # Early leaving needs answers that depend on the image alone.
         self.stay = attack.keep_going or self.noisy or victim.batch_dependent
         # Where the attacked view is not the deployed system, a success has to be confirmed by the latter.
-        self.proxy = any(w.surrogates or w.accepts is not None for w in victim.wraps) and not self.noisy
+        self.proxy = (victim.rejects or any(w.surrogates for w in victim.wraps)) and not self.noisy
         self.rule = self._rule()
         self.results = Results.blank(batch, self.steps)
         self.size = max(1, min(victim.batch_size, len(batch)))
@@ -244,17 +244,19 @@ class _Run:
         point = asked.x.detach().requires_grad_(gradient)
         y, target = asked.y[:n], None if asked.target is None else asked.target[:n]
         with torch.set_grad_enabled(gradient):
-            logits = self.victim.attacked(self._transformed(point, slots, draw), self.view)[:n]
-            loss = self.loss(logits, y, target)
+            logits, rejection = self.victim.attacked_detector(self._transformed(point, slots, draw), self.view)
+            logits = logits[:n]
+            loss, hit = self.loss(logits, y, target), _hits(logits.detach(), y, target)
+            if rejection is not None:
+                loss, hit = undetected(loss, rejection[:n], hit), hit & ~(rejection.detach()[:n] > 0)
             g = point.detach()[:n]
             if gradient:
                 g = input_gradient(loss, point)[:n]
                 self.victim.passes.backward += len(point)
-        logits = logits.detach()
-        hit = _hits(logits, y, target).to(loss.dtype)
+        votes = hit.to(loss.dtype)
         if self.draws == 1 and self.mode.bfloat16:
-            hit *= 1 + _clearly(logits, y, target)
-        return loss.detach(), hit, g
+            votes *= 1 + _clearly(logits.detach(), y, target)
+        return loss.detach(), votes, g
 
     def _parts(self, slots: Slots) -> list[tuple[Asked, int]]:
         """What is asked in each pass, and how many of its images count."""

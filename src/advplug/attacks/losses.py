@@ -52,6 +52,11 @@ def dlr(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
     return -(own - _pick(logits, target)) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3])).clamp_min(_FLOOR)
 
 
+def undetected(loss: Tensor, rejection: Tensor, hit: Tensor) -> Tensor:
+    """`loss` (B,) less what a detector notices, so that an image goes unnoticed once it is wrong."""
+    return loss - functional.relu(rejection + 0.05)
+
+
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
 
 

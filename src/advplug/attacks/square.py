@@ -98,7 +98,7 @@ class _Run:
         self.draws = victim.draws if self.noisy else 1
         # Early leaving needs answers that depend on the image alone.
         self.stay = self.noisy or victim.batch_dependent
-        self.detects = any(w.accepts is not None for w in victim.wraps)
+        self.detects = victim.rejects
         self.cost = 2 * self.draws if self.noisy else 1
         self.steps = max(attack.queries - self.draws, 0) // self.cost if self.eps > 0 else 0
         self.results = Results.blank(batch, 0)

@@ -50,6 +50,15 @@ def attack_success() -> Callable[[Evidence], Values]:
     return measure
 
 
+def rejection() -> Callable[[Evidence], Values]:
+    """Share of the images without attack that the victim does not answer: a detector's false positives."""
+
+    def measure(evidence: Evidence) -> Values:
+        return {"clean_rejection_rate": None if evidence.rejected is None else share(evidence.rejected)}
+
+    return measure
+
+
 def distance() -> Callable[[Evidence], Values]:
     """Median size of the successful perturbations, in L2 and L-inf (pixel units)."""
 
@@ -114,6 +123,12 @@ METRICS = [
         "advplug.builtin.metrics:attack_success",
         MetricCaps(("attack_success_rate",)),
         "share of the correctly classified images that the attack breaks",
+    ),
+    Spec(
+        "rejection",
+        "advplug.builtin.metrics:rejection",
+        MetricCaps(("clean_rejection_rate",)),
+        "share of the images without attack that a detector rejects: its false positives",
     ),
     Spec(
         "distance",
