@@ -60,12 +60,13 @@ def overfitting(model: nn.Module, held: Split, training: Training, norm: str, ep
 
 
 def median_size(model: nn.Module, held: Split, training: Training, examples: Examples) -> dict[str, Any]:
-    """The median L2 size of what the trained model's examples change on `held`, images that need no change left out."""
+    """The median L2 size of what the trained model's examples change on `held`; images that are wrong without a change
+    are left out, and where that leaves none it is None."""
     if not len(held):
         return {}
     sizes = torch.cat(list(_each(model, held, training, "size", lambda b, x: distance(b.x, x, "l2"), examples)))
     changed = sizes[sizes > 0]
-    return {"held_back": len(held), "median_l2": round(changed.median().item(), 4)} if len(changed) else {}
+    return {"held_back": len(held), "median_l2": round(changed.median().item(), 4) if len(changed) else None}
 
 
 def _each(
