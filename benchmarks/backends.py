@@ -60,6 +60,10 @@ GROUPS = (
 )  # fmt: skip
 
 
+WARM_UP = ("fgsm", "ta.fgsm", "art.fgm", "aa.apgd-ce:steps=2", "adv.pgd:steps=1")
+"""One short attack of each backend: importing a library is not what is timed."""
+
+
 def measure(reference: str, group: Group, net: nn.Module, batch: Batch) -> tuple[dict[str, object], Tensor]:
     """The figures of one backend, and which images (B,) it breaks within the budget."""
     entry = registry().get("attack", parse_reference(reference).name)
@@ -126,6 +130,8 @@ def main() -> None:
         right = (net(batch.x).argmax(1) == batch.y).nonzero().flatten()[: options.images]
     batch = batch.take(right)
     print(f"{models.name()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    for reference in WARM_UP:
+        measure(reference, GROUPS[0], net, batch.take(torch.arange(2)))
     groups: list[dict[str, object]] = []
     result = {
         "model": models.name(), "torch": torch.__version__, "threads": torch.get_num_threads(),
