@@ -276,7 +276,7 @@ def _fitted(
 
 
 _HERE = "advplug.builtin.advtrain:"
-_TRAIN, _TUNE = DefenseCaps(("objective",)), DefenseCaps(("tune",))
+_TRAIN, _TUNE = DefenseCaps(("objective",), loaded="adv-finetune"), DefenseCaps(("tune",))
 
 DEFENSES: list[Spec] = [
     Spec(
@@ -306,7 +306,7 @@ DEFENSES: list[Spec] = [
         "Ross and Doshi-Velez 2018, arXiv 1711.09404",
     ),
     Spec(
-        "grad-reg-train", _HERE + "grad_reg_train", _TRAIN,
+        "grad-reg-train", _HERE + "grad_reg_train", replace(_TRAIN, loaded="grad-reg"),
         "Training with an input-gradient penalty (double backpropagation)",
         "Ross and Doshi-Velez 2018, arXiv 1711.09404; Drucker and Le Cun 1992",
     ),
