@@ -218,6 +218,15 @@ def test_everything_comes_back_as_it_was_even_after_an_error() -> None:
     assert differences(before, fingerprint(victim.module)) == []
 
 
+def test_what_is_left_for_a_second_view_is_decided_in_evaluation_mode() -> None:
+    pair = Wrap(lambda f, x, rng: f(x), surrogates=(lambda f, x, rng: f(x), lambda f, x, rng: f(x)))
+    victim, batch = scene((pair,))
+    victim.module.train()
+    before = fingerprint(victim.module)
+    wrapped(lambda m, b, t: b.x)(victim, batch, THREAT, Stream(0, "a"))
+    assert differences(before, fingerprint(victim.module)) == []
+
+
 def test_draws_depend_on_the_image_where_it_goes_alone() -> None:
     def noise(module: AsModule, part: Batch, threat: Threat) -> Tensor:
         return (part.x + 0.05 * torch.rand_like(part.x)).clamp(0, 1)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from advplug.ball import columns, project
-from advplug.contracts import Access, Ball, Batch, Crafted, MinimumNorm, Targeted, Threat, Trace
+from advplug.contracts import Access, Ball, Batch, Crafted, MinimumNorm, Threat, Trace
 from advplug.errors import CellFailure
 from advplug.isolation import isolated
 from advplug.perturbations import beyond
@@ -234,9 +234,8 @@ class Closest:
         """Takes note of a query of images (B, C, H, W) with their answers (B, K)."""
         if len(self.part) != 1:
             return
-        label = logits.argmax(1)
-        targeted = isinstance(self.threat.goal, Targeted) and self.part.target is not None
-        hit = label == self.part.target if targeted else label != self.part.y
+        label, target = logits.argmax(1), self.part.aim(self.threat.goal)
+        hit = label != self.part.y if target is None else label == target
         clean = self.part.x.expand(len(x), *self.part.x.shape[1:])
         hit &= self.threat.perturbation.check(clean, x.to(clean))
         if not bool(hit.any()):
@@ -249,7 +248,5 @@ class Closest:
 
 def _fooled(victim: Victim, x: Tensor, part: Batch, threat: Threat) -> Tensor:
     """(B,) on the CPU: what the deployed system gets wrong, or takes for the target."""
-    answer = victim.decide(x)
-    if isinstance(threat.goal, Targeted) and part.target is not None:
-        return ((answer.label == part.target) & answer.accepted).cpu()
-    return ((answer.label != part.y) & answer.accepted).cpu()
+    with victim.frozen():
+        return victim.decide(x).fooled(part.y, part.aim(threat.goal)).cpu()
