@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 
 Status = Literal["ok", "refused", "failed"]
 Verdict = Literal["trusted", "upper bound", "not trustworthy"]
-Level = Literal["error", "warn"]
+Level = Literal["error", "warn", "info"]
 
 
 @dataclass(frozen=True)
 class Flag:
-    """A health check that tripped. `error` makes a number untrustworthy, `warn` asks for a look."""
+    """A health check that tripped. `error` makes a number untrustworthy, `warn` at best an upper bound; `info` leaves
+    the verdict alone."""
 
     name: str
     level: Level
@@ -48,7 +49,7 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Cell:
-    """One victim under one attack at one budget."""
+    """One victim under one attack at one budget; `draws` is how many fresh decisions each image was given."""
 
     key: str
     dataset: str
@@ -63,10 +64,21 @@ class Cell:
     reason: str | None = None
     flags: tuple[Flag, ...] = ()
     metrics: dict[str, Estimate | None] = field(default_factory=dict)
+    draws: int | None = None
     passes: Passes | None = None
     seconds: Seconds | None = None
     notes: tuple[str, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AuditCost:
+    """What the audit of a group looked at: `quick` or `full`, images, and images sent forward and backward."""
+
+    level: str
+    images: int
+    forward: int
+    backward: int
 
 
 @dataclass(frozen=True)
@@ -87,6 +99,44 @@ class ThreatRow:
     verdict: Verdict | None
     flags: tuple[Flag, ...] = ()
     unchecked: tuple[str, ...] = ()
+    audit: AuditCost | None = None
+
+
+@dataclass(frozen=True)
+class CertifiedAccuracy:
+    """At one radius, as text like a budget: the share of images that no change up to it can break, by proof, beside
+    the worst case that attacks found there, where any were run."""
+
+    radius: str
+    certified_accuracy: Estimate | None
+    worst_case_accuracy: Estimate | None
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What is proven of one victim, in one norm.
+
+    `clean_accuracy` is over images answered and right, `abstention_rate` over those not answered, `average_radius`
+    over all images, 0 for those not proven right, in pixel units. `failure_probability` is that of each image's proof.
+    """
+
+    key: str
+    dataset: str
+    model: str
+    defense: str
+    norm: str
+    seed: int
+    status: Status
+    reason: str | None = None
+    clean_accuracy: Estimate | None = None
+    abstention_rate: Estimate | None = None
+    average_radius: float | None = None
+    failure_probability: float | None = None
+    certified_accuracy: tuple[CertifiedAccuracy, ...] = ()
+    passes: Passes | None = None
+    seconds: float | None = None
+    notes: tuple[str, ...] = ()
+    provenance: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,11 +152,12 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class RunResult:
-    """All cells of a run and their threat groups. `schema` is the version of this layout."""
+    """All cells of a run, their threat groups and certificates. `schema` is the version of this layout."""
 
     run: RunInfo
     cells: tuple[Cell, ...]
     threats: tuple[ThreatRow, ...]
+    certificates: tuple[Certificate, ...] = ()
     schema: int = SCHEMA
 
     def to_json(self) -> dict[str, Any]:
@@ -115,13 +166,25 @@ class RunResult:
         return {"schema": data.pop("schema"), **data}
 
     @property
-    def failed(self) -> tuple[Cell, ...]:
-        return tuple(c for c in self.cells if c.status == "failed")
+    def failed(self) -> tuple[Cell | Certificate, ...]:
+        return tuple(c for c in (*self.cells, *self.certificates) if c.status == "failed")
 
 
 def cell_from_json(data: dict[str, Any]) -> Cell:
     """The inverse of `Cell`'s JSON form. Raises pydantic.ValidationError for anything else."""
     return _cells().validate_python(data)
+
+
+def certificate_from_json(data: dict[str, Any]) -> Certificate:
+    """The inverse of `Certificate`'s JSON form. Raises pydantic.ValidationError for anything else."""
+    return _certificates().validate_python(data)
+
+
+@functools.cache
+def _certificates() -> TypeAdapter[Certificate]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Certificate)
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from advplug.errors import AdvplugError, UsageError
 from advplug.evidence import Evidence
-from advplug.results import Cell, cell_from_json
+from advplug.results import Cell, Certificate, cell_from_json, certificate_from_json
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS cell (
@@ -26,6 +26,11 @@ CREATE TABLE IF NOT EXISTS audit (
     key TEXT PRIMARY KEY, audit BLOB NOT NULL, finished TEXT NOT NULL DEFAULT (datetime('now')));
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
+_PUT = (
+    "INSERT INTO cell (key, sweep, status, cell, evidence) VALUES (?, ?, ?, ?, ?) "
+    "ON CONFLICT (key) DO UPDATE SET status=excluded.status, cell=excluded.cell, "
+    "evidence=excluded.evidence, finished=excluded.finished WHERE cell.status != 'ok' OR ?"
+)
 LAYOUT = 1
 """Version of the tables; a folder of another version is refused, never rewritten."""
 
@@ -107,16 +112,22 @@ class Store:
             for c, e in cells
         ]
         with self._transaction():
-            self._db.executemany(
-                "INSERT INTO cell (key, sweep, status, cell, evidence) VALUES (?, ?, ?, ?, ?) "
-                "ON CONFLICT (key) DO UPDATE SET status=excluded.status, cell=excluded.cell, "
-                "evidence=excluded.evidence, finished=excluded.finished WHERE cell.status != 'ok' OR ?",
-                [(*row, renew) for row in rows],
-            )
+            self._db.executemany(_PUT, [(*row, renew) for row in rows])
+
+    def put_certificate(self, made: Certificate, proofs: bytes | None) -> None:
+        """Writes a certificate at once; one that is `ok` already stays as it is."""
+        row = (made.key, "certificate", made.status, json.dumps(asdict(made), allow_nan=False), proofs)
+        with self._transaction():
+            self._db.execute(_PUT, (*row, False))
 
     def cell(self, key: str) -> Cell | None:
         row = self._row("SELECT cell FROM cell WHERE key=?", key)
         return cell_from_json(json.loads(row[0])) if row else None
+
+    def certificate(self, key: str) -> tuple[Certificate, bytes | None] | None:
+        """The certificate of that key, and what was proven of each image."""
+        row = self._row("SELECT cell, evidence FROM cell WHERE key=?", key)
+        return (certificate_from_json(json.loads(row[0])), row[1]) if row else None
 
     def evidence(self, key: str) -> Evidence | None:
         row = self._row("SELECT evidence FROM cell WHERE key=?", key)
