@@ -108,7 +108,7 @@ def flags(model: nn.Module, attack="pgd:steps=20", eps="28/255", **options) -> s
     assert [c.reason for c in result.failed] == []
     row = result.threats[-1]
     assert (row.verdict == "not trustworthy") == any(f.level == "error" for f in row.flags)
-    return {f.name for f in row.flags}
+    return {f.name for f in row.flags if f.level != "info" or f.name == "lost-in-rounding"}
 
 
 @pytest.mark.parametrize("attack", ["pgd:steps=20", "apgd:steps=20", "fgsm"])

@@ -9,17 +9,18 @@ from fractions import Fraction
 import numpy as np
 
 from advplug.builtin.metrics import share
-from advplug.contracts import Access, AttackCaps, Strength
+from advplug.contracts import Access, AttackCaps, Strength, Targeted
 from advplug.estimate import Estimate, paired_difference
 from advplug.evidence import Array, Evidence, worst_case
 from advplug.health import Audit, Finding, Group, examine, verdict
+from advplug.keys import digest
 from advplug.matrix import Bound, Sweep
-from advplug.results import Cell, RunInfo, RunResult, ThreatRow
+from advplug.results import AuditCost, Cell, RunInfo, RunResult, ThreatRow
 
 
 @dataclass(frozen=True)
 class Stored:
-    """How the assembly reads the store: by cell key, threat key and victim key."""
+    """How the assembly reads the store: by cell key, group key and victim key."""
 
     cell: Callable[[str], Cell | None]
     evidence: Callable[[str], Evidence | None]
@@ -29,7 +30,23 @@ class Stored:
 
 def finding(sweep: Sweep, evidence: Evidence) -> Finding:
     caps: AttackCaps = sweep.attack.caps
-    return Finding(sweep.attack.label, strength_of(sweep.attack), caps.access is Access.GRADIENT, evidence)
+    if sweep.attack.params.get("transforms"):
+        # Its iterates are judged as the transformations leave them, the image that it returns as it is.
+        evidence = replace(evidence, any_iterate=None)
+    draws = sweep.attack.params.get("draws")
+    return Finding(
+        sweep.attack.label,
+        strength_of(sweep.attack),
+        caps.access is Access.GRADIENT,
+        evidence,
+        draws if isinstance(draws, int) else 1,
+    )
+
+
+def group_key(members: Iterable[tuple[Sweep, Fraction]]) -> str:
+    """Names a group with the attacks in it: what the audit saw of them holds for no others."""
+    keys = sorted({sweep.cell_key(eps) for sweep, eps in members})
+    return digest({"group": keys, "threat": sorted({sweep.threat_key(eps) for sweep, eps in members})})
 
 
 EFFORT = ("steps", "queries", "n_targets")
@@ -74,7 +91,7 @@ def assemble(sweeps: Sequence[Sweep], stored: Stored, info: RunInfo) -> RunResul
         if cell is not None and cell.status != "refused":
             groups.setdefault(sweep.threat_key(eps), []).append((sweep, eps))
     baselines = _Baselines(groups, stored)
-    rows = tuple(_threat_row(key, members, stored, baselines) for key, members in groups.items())
+    rows = tuple(_threat_row(members, stored, baselines) for members in groups.values())
     return RunResult(info, tuple(_relabelled(s, eps, c) for s, eps, c in cells if c is not None), rows)
 
 
@@ -110,23 +127,32 @@ class _Baselines:
         return _worst(_findings(members, self.stored))
 
 
-def _threat_row(key: str, members: list[tuple[Sweep, Fraction]], stored: Stored, baselines: _Baselines) -> ThreatRow:
+def _threat_row(members: list[tuple[Sweep, Fraction]], stored: Stored, baselines: _Baselines) -> ThreatRow:
     sweep, eps = members[0]
     findings = _findings(members, stored)
     dependent = stored.batch_dependent(sweep.victim.key)
-    complete = len(findings) == len(members)
-    group = Group(findings, stored.audit(key), dependent, bool(sweep.victim.defense), complete)
-    flags, unchecked = examine(group) if findings else ((), ())
     worst = _worst(findings)
+    audit = stored.audit(group_key(members))
+    group = Group(
+        findings,
+        audit,
+        dependent,
+        defended=bool(sweep.victim.defense),
+        complete=len(findings) == len(members),
+        targeted=isinstance(sweep.goal, Targeted),
+        difference=_difference(worst, baselines.worst(sweep, eps)) if sweep.victim.defense else None,
+    )
+    flags, unchecked = examine(group) if findings else ((), ())
     return ThreatRow(
         **identity(sweep, eps),  # type: ignore[arg-type]
         attacks=tuple(f.attack for f in findings),
         clean_accuracy=share(findings[0].evidence.clean) if findings else None,
         worst_case_accuracy=None if worst is None else share(worst),
-        difference_to_baseline=_difference(worst, baselines.worst(sweep, eps)) if sweep.victim.defense else None,
+        difference_to_baseline=group.difference,
         verdict=verdict(group, flags, unchecked),
         flags=flags,
         unchecked=unchecked,
+        audit=None if audit is None else AuditCost(audit.level, len(audit.rows), audit.forward, audit.backward),
     )
 
 

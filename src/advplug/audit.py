@@ -1,108 +1,204 @@
-"""The audit of a group: a few cheap probes on a few images, whatever attacks the group holds."""
+"""The audit of a group: a look at the victim, and cheap probes on a few images, whatever attacks the group holds."""
 
 from __future__ import annotations
 
 import io
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from advplug.attacks.engine import GradientAttack
+from advplug.attacks.square import Square
 from advplug.build import Built
-from advplug.builtin.gradient import fgsm, pgd
+from advplug.builtin.gradient import apgd, fgsm, pgd
 from advplug.builtin.noise import noise
-from advplug.contracts import Access, Ball, Batch, EvasionAttack, Goal, Gradient, Norm, Targeted, Threat
+from advplug.contracts import (
+    Access,
+    Ball,
+    Batch,
+    EvasionAttack,
+    Goal,
+    Gradient,
+    Norm,
+    Strength,
+    Targeted,
+    Threat,
+)
 from advplug.craft import checked, craft, targets
 from advplug.decisions import CHUNK, Batching, Clean, draws_of, succeeds
 from advplug.evidence import Array
-from advplug.health import Audit
+from advplug.health.attacks import QUERIES
+from advplug.health.facts import Audit, Finding, broken
+from advplug.health.gradients import SHARE_SATURATED
+from advplug.inspection import inspect
+from advplug.matrix import Bound
 from advplug.rng import Stream
 
 AuditLevel = Literal["none", "quick", "full"]
 QUICK = 64
-"""Images of the quick audit. Its probes take 41 forward and 21 backward passes on them: less than a PGD-40."""
+"""Images of the quick audit."""
+PGD_STEPS = 100
+"""The quick audit takes at most as many passes an image as PGD with so many steps."""
 COLD_STEPS = 10
+UNBOUNDED = Fraction(1, 2)
+
+
+@dataclass(frozen=True)
+class Member:
+    """An attack of the group and what it found."""
+
+    attack: Bound
+    finding: Finding
 
 
 def run_audit(
-    built: Built, clean: Clean, norm: Norm, eps: Fraction, goal: Goal, level: AuditLevel, batching: Batching
-) -> Audit:
-    """Sign noise (10 draws), one gradient step, and PGD run cold at half and at the full budget."""
-    attackable = np.flatnonzero(clean.right.mean(axis=1) >= 0.5)
-    rows = attackable if level == "full" else attackable[:QUICK]
-    gradient = built.victim.gradient is not Gradient.NONE
-    probes: dict[str, tuple[EvasionAttack, Fraction]] = {"noise": (noise(), eps)}
-    if gradient:
-        probes["one_step"] = (fgsm(), eps)
-        cold = pgd(steps=COLD_STEPS)
-        probes |= {"cold_half": (cold, eps / 2), "cold_full": (cold, eps)}
-    found = {name: _probe(built, clean, rows, Ball(norm, e), goal, attack, batching, name)
-             for name, (attack, e) in probes.items()}  # fmt: skip
-    return Audit(rows, np.ones(len(rows), dtype=bool), **found)
-
-
-def _probe(
     built: Built,
     clean: Clean,
-    rows: Array,
-    ball: Ball,
-    goal: Goal,
-    attack: EvasionAttack,
+    threat: tuple[Norm, Fraction, Goal],
+    members: Sequence[Member],
+    level: AuditLevel,
     batching: Batching,
-    name: str,
-) -> Array:
-    """(m,) bool: which of the images at `rows` the attack breaks, by majority of the draws."""
-    victim, stream = built.victim, Stream(built.seed, f"audit/{name}")
-    threat, broken = Threat(ball, goal, Access.GRADIENT), []
-    for start in range(0, len(rows), CHUNK):
-        part = rows[start : start + CHUNK]
-        batch = built.split.batch(part, victim.device)
-        mask = np.ones(len(part), dtype=bool)
-        if isinstance(goal, Targeted):
-            wanted = targets(goal, batch, clean.least_likely[part], victim.classes, Stream(built.seed, "targets"))
-            batch = Batch(batch.x, batch.y, batch.index, wanted)
-            mask = (wanted != batch.y).cpu().numpy()
-        success = np.zeros(len(part), dtype=bool)
-        if mask.any():
-            todo = batch.take(torch.from_numpy(mask).to(batch.y.device))
-            victim.reseed("audit", name, start)
-            made = craft(attack, victim, todo, threat, stream, batching, f"audit probe '{name}'")
-            x, _, _ = checked(made, todo, threat)
-            success[mask] = succeeds(victim, x, todo, batching, draws_of(victim)).mean(axis=1) > 0.5
-        broken.append(success)
-    return np.concatenate(broken) if broken else np.zeros(0, dtype=bool)
+) -> Audit:
+    """The audit of `members`, all under the same `threat` (norm, eps, goal).
 
-
-def is_batch_dependent(built: Built, batching: Batching) -> bool | None:
-    """Whether an image's logits change with its neighbours: f(x)[i] against f(x[i]) on 8 images, beyond float noise.
-
-    None where only one image passes at a time, and nothing can be seen.
+    A quick one looks at 64 images that are right without attack, and makes at most 101 forward and 100 backward
+    passes of them, times the views of a defense and the draws of a randomised one. A full one looks at all, runs
+    random search beside, and has no limit. Raises CellFailure where the victim does.
     """
-    return batching.run(lambda size: _is_batch_dependent(built, min(8, size)))
+    right = clean.right.mean(axis=1) >= 0.5
+    rows = np.flatnonzero(right)
+    rows, first = (rows, len(right)) if level == "full" else (rows[:QUICK], min(QUICK, len(right)))
+    victim = built.victim
+    before = replace(victim.passes)
+    declared = Audit(
+        rows,
+        gradient=str(victim.gradient),
+        stochastic=victim.stochastic,
+        draws=victim.draws,
+        rejects=any(w.accepts is not None for w in victim.wraps),
+        level=level,
+    )
+    if not len(rows):
+        return declared
+    seen = vars(inspect(built, right, rows, first, batching))
+    probes = _Probes(built, clean, threat, rows, batching)
+    found = probes.short(seen["saturated"], declared.rejects)
+    if level == "full" and threat[0] in ("linf", "l2"):
+        found["black_box"] = probes.run(Square(QUERIES), "square")
+    spent = victim.passes.forward - before.forward
+    allowed = None if level == "full" else PGD_STEPS * QUICK * probes.unit - spent
+    found |= probes.longer(members, allowed)
+    found |= {"forward": victim.passes.forward - before.forward, "backward": victim.passes.backward - before.backward}
+    return replace(declared, **seen, **found)
 
 
-def _is_batch_dependent(built: Built, count: int) -> bool | None:
-    if min(count, len(built.split)) < 2:
-        return None
-    # Two draws of a randomised wrap differ by themselves: there the model inside is looked at.
-    victim = built.victim.bare if built.victim.stochastic else built.victim
-    x = built.split.batch(np.arange(min(count, len(built.split))), built.victim.device).x
-    with victim.frozen():
-        together = victim.logits(x)
-        alone = torch.cat([victim.logits(x[i : i + 1]) for i in range(len(x))])
-    scale = together.abs().amax().clamp_min(1e-6)
-    return bool(((together - alone).abs().amax() / scale) > 1e-3)
+@dataclass
+class _Probes:
+    """Attacks on the images at `rows` of one victim under one threat."""
+
+    built: Built
+    clean: Clean
+    threat: tuple[Norm, Fraction, Goal]
+    rows: Array
+    batching: Batching
+
+    @property
+    def unit(self) -> int:
+        """Passes that one step of a gradient attack takes an image."""
+        victim = self.built.victim
+        return victim.views * max(victim.draws, draws_of(victim) if victim.stochastic else 1)
+
+    def short(self, saturated: Array, rejects: bool) -> dict[str, Any]:
+        """Noise, one step, PGD of few steps at several budgets; what has no meaning here is left out."""
+        norm, eps, goal = self.threat
+        found = {"noise": self.run(noise(), "noise")}
+        if self.built.victim.gradient is Gradient.NONE:
+            return found
+        found["one_step"] = self.run(fgsm(), "one_step")
+        cold = pgd(steps=COLD_STEPS)
+        found["cold_half"] = self.run(cold, "cold_half", Ball(norm, eps / 2))
+        found["cold_full"] = self.run(cold, "cold_full")
+        if not (isinstance(goal, Targeted) or rejects):
+            found["unbounded"] = self.run(cold, "unbounded", Ball("linf", max(UNBOUNDED, eps)))
+        if saturated.mean() >= SHARE_SATURATED:
+            found["margin"] = self.run(pgd(steps=COLD_STEPS, loss="margin"), "margin")
+        return found
+
+    def longer(self, members: Sequence[Member], allowed: int | None) -> dict[str, Any]:
+        """Twice the steps of the strongest iterative attack, on as many survivors as `allowed` passes reach."""
+        iterative = [m for m in members if m.finding.gradient and m.finding.strength >= Strength.ITERATIVE]
+        iterative = [m for m in iterative if not m.attack.caps.minimum_norm]
+        if self.built.victim.gradient is Gradient.NONE or not iterative:
+            return {}
+        best = max(iterative, key=lambda m: (m.finding.strength, _steps(m.attack)))
+        attack, steps, runs = _doubled(best.attack, self.threat[0])
+        left = np.flatnonzero(~broken([m.finding for m in members], self.rows))
+        if allowed is not None:
+            left = left[: max(0, allowed // ((runs * (steps + 1) + 1) * self.unit))]
+        probed, longer = (np.zeros(len(self.rows), dtype=bool) for _ in range(2))
+        probed[left] = True
+        if len(left):
+            longer[left] = replace(self, rows=self.rows[left]).run(attack, "longer")
+        return {"probed": probed, "longer": longer, "longer_steps": steps}
+
+    def run(self, attack: EvasionAttack, name: str, ball: Ball | None = None) -> Array:
+        """(m,) bool: which of the images the attack breaks, by majority of the draws."""
+        norm, eps, goal = self.threat
+        victim, stream = self.built.victim, Stream(self.built.seed, f"audit/{name}")
+        threat, found = Threat(ball or Ball(norm, eps), goal, Access.GRADIENT), []
+        for start in range(0, len(self.rows), CHUNK):
+            part = self.rows[start : start + CHUNK]
+            batch = self.built.split.batch(part, victim.device)
+            mask = np.ones(len(part), dtype=bool)
+            if isinstance(goal, Targeted):
+                least = self.clean.least_likely[part]
+                wanted = targets(goal, batch, least, victim.classes, Stream(self.built.seed, "targets"))
+                batch = Batch(batch.x, batch.y, batch.index, wanted)
+                mask = (wanted != batch.y).cpu().numpy()
+            success = np.zeros(len(part), dtype=bool)
+            if mask.any():
+                todo = batch.take(torch.from_numpy(mask).to(batch.y.device))
+                victim.reseed("audit", name, start)
+                made = craft(attack, victim, todo, threat, stream, self.batching, f"audit probe '{name}'")
+                x, _, _ = checked(made, todo, threat)
+                success[mask] = succeeds(victim, x, todo, self.batching, draws_of(victim)).mean(axis=1) > 0.5
+            found.append(success)
+        return np.concatenate(found)
+
+
+def _steps(attack: Bound) -> int:
+    steps = attack.params.get("steps")
+    return steps if isinstance(steps, int) else PGD_STEPS // 2
+
+
+def _doubled(attack: Bound, norm: Norm) -> tuple[EvasionAttack, int, int]:
+    """(an attack of twice the steps, its steps, its runs an image).
+
+    The engine's own are run as they were asked for; in place of one of many parts, or of another library, stands
+    APGD, or PGD where there is none.
+    """
+    steps = 2 * _steps(attack)
+    if attack.entry is not None and not attack.needs and "steps" in attack.params:
+        made = attack.entry.make({**attack.params, "steps": steps})
+        if isinstance(made, GradientAttack) and not made.n_targets:
+            return made, steps, made.restarts
+    general = apgd(steps) if norm in ("linf", "l2") else pgd(steps)
+    return general, steps, 1
 
 
 def to_bytes(audit: Audit) -> bytes:
     buffer = io.BytesIO()
-    arrays = {f.name: getattr(audit, f.name) for f in fields(audit)}
-    np.savez_compressed(buffer, **{k: v for k, v in arrays.items() if v is not None})
+    values: dict[str, Any] = {f.name: getattr(audit, f.name) for f in fields(audit)}
+    arrays: dict[str, Any] = {k: np.asarray(v) for k, v in values.items() if v is not None}
+    np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()
 
 
 def from_bytes(data: bytes) -> Audit:
     with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-        return Audit(**{k: archive[k] for k in archive.files})
+        values = {k: archive[k] for k in archive.files}
+    return Audit(**{k: v.item() if v.ndim == 0 else v for k, v in values.items()})

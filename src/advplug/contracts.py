@@ -175,7 +175,7 @@ class Trace:
 
     `any_iterate`: fooled at some iterate; `final_iterate`: fooled at the last one. `zero_gradient` and
     `nonfinite` count steps whose gradient vanished or was not finite. `queries` counts the images that the victim
-    was asked for.
+    was asked for. `black_box`: fooled by a part that sees scores only, after every gradient had failed.
     """
 
     any_iterate: Tensor | None = None
@@ -185,6 +185,7 @@ class Trace:
     nonfinite: Tensor | None = None
     loss_path: Tensor | None = None
     queries: Tensor | None = None
+    black_box: Tensor | None = None
 
 
 @dataclass(frozen=True)

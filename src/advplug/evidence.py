@@ -25,8 +25,8 @@ class Evidence:
     the adaptive images after rounding to 8 bits; linf, l2 (n,): distances of the adaptive images; found (n,):
     the smallest successful change of a minimum-norm attack in the threat's norm, infinite where there is none; for
     images that were not attacked 0, or NaN under a targeted goal;
-    steps, zero_gradient, nonfinite, queries (n,) and any_iterate, final_iterate (n,): the attack's own trace, where
-    it gave one; violations: images outside the perturbation set, by at most `worst_violation`.
+    steps, zero_gradient, nonfinite, queries (n,) and any_iterate, final_iterate, black_box (n,): the attack's own
+    trace, where it gave one; violations: images outside the perturbation set, by at most `worst_violation`.
     """
 
     index: Array
@@ -47,6 +47,7 @@ class Evidence:
     queries: Array | None = None
     any_iterate: Array | None = None
     final_iterate: Array | None = None
+    black_box: Array | None = None
     violations: int = 0
     worst_violation: float = 0.0
 

@@ -294,7 +294,7 @@ def _evidence(
 
 
 _COUNTS = ("steps", "zero_gradient", "nonfinite", "queries")
-_TRACE = (*_COUNTS, "any_iterate", "final_iterate")
+_TRACE = (*_COUNTS, "any_iterate", "final_iterate", "black_box")
 
 
 def _merge(into: dict[str, Array], trace: Trace | None, todo: Array) -> None:

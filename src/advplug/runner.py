@@ -18,7 +18,7 @@ from torch import Tensor
 
 from advplug import audit as audits
 from advplug.artifacts import Artifacts
-from advplug.assemble import Stored, finding, identity
+from advplug.assemble import Stored, finding, group_key, identity
 from advplug.attacks.precision import chosen
 from advplug.build import Builder, Built
 from advplug.crafted import CraftedWriter, has_crafted, read_crafted
@@ -27,6 +27,7 @@ from advplug.errors import AdvplugError, CellFailure, UsageError
 from advplug.estimate import Estimate
 from advplug.evidence import Evidence, ranges
 from advplug.health import Audit, Group, examine
+from advplug.inspection import is_batch_dependent
 from advplug.matrix import Sweep, VictimPlan
 from advplug.params import plain
 from advplug.perturbations import LP
@@ -171,7 +172,7 @@ class Runner:
             built = self._builder.build(plan, self._limit(plan))
             built.victim.batch_size = self.batching.size
             clean = clean_decisions(built.victim, built.split, self.batching)
-            built.batch_dependent = audits.is_batch_dependent(built, self.batching)
+            built.batch_dependent = is_batch_dependent(built, self.batching)
             built.victim.batch_dependent = bool(built.batch_dependent)
             self._victims[plan.key] = (built, clean)
         self._victims.move_to_end(plan.key)
@@ -249,23 +250,36 @@ class Runner:
 
     def _audit(self, sweeps: list[Sweep]) -> None:
         level = self.options.audit
-        for sweep, eps in ((s, e) for s in sweeps for e in s.budgets):
-            cell = self.store.cell(sweep.cell_key(eps))
-            key = f"{level}:{sweep.threat_key(eps)}"
-            known = self.store.audit(f"full:{sweep.threat_key(eps)}") or self.store.audit(key)
+        groups: dict[str, list[tuple[Sweep, Fraction]]] = {}
+        for sweep in sweeps:
             # The probes are gradient steps and noise, which other sets than these norms' balls do not take.
-            if sweep.norm not in LP or cell is None or cell.status != "ok" or known is not None:
+            for eps in sweep.budgets if sweep.norm in LP and sweep.refused is None else ():
+                groups.setdefault(sweep.threat_key(eps), []).append((sweep, eps))
+        for members in groups.values():
+            key = group_key(members)
+            if self.store.audit(f"full:{key}") is not None or self.store.audit(f"{level}:{key}") is not None:
                 continue
             try:
-                built, clean = self.victim(sweep.victim)
-                self.progress.stage(f"audit of {sweep.victim.model.label} | {sweep.victim.defense_label}", 1)
-                probes = audits.run_audit(built, clean, sweep.norm, eps, sweep.goal, level, self.batching)
+                self._audit_group(f"{level}:{key}", members)
             except AdvplugError as error:
                 self.progress.note(f"the audit failed, its checks stay unchecked: {error}")
-                continue
-            self.store.put_audit(key, audits.to_bytes(probes))
-            if built.batch_dependent is not None:
-                self.store.put_audit(f"batch:{sweep.victim.key}", b"1" if built.batch_dependent else b"0")
+
+    def _audit_group(self, key: str, members: list[tuple[Sweep, Fraction]]) -> None:
+        found = []
+        for sweep, eps in members:
+            evidence = self.store.evidence(sweep.cell_key(eps))
+            if evidence is not None:
+                found.append(audits.Member(sweep.attack, finding(sweep, evidence)))
+        if not found:
+            return
+        sweep, eps = members[0]
+        built, clean = self.victim(sweep.victim)
+        self.progress.stage(f"audit of {sweep.victim.model.label} | {sweep.victim.defense_label}", 1)
+        threat = sweep.norm, eps, sweep.goal
+        probes = audits.run_audit(built, clean, threat, found, self.options.audit, self.batching)
+        self.store.put_audit(key, audits.to_bytes(probes))
+        if built.batch_dependent is not None:
+            self.store.put_audit(f"batch:{sweep.victim.key}", b"1" if built.batch_dependent else b"0")
 
 
 def checked_values(values: Mapping[str, Any]) -> dict[str, Estimate | None]:

@@ -135,13 +135,15 @@ def remarks(result: RunResult) -> list[str]:
     for flag in (f for t in result.threats for f in t.flags):
         flags.setdefault(flag)
     lines += [f"{flag.level}: {flag.name}: {flag.detail}; {CHECKS[flag.name].advice}" for flag in flags]
+    audits = [t.audit for t in result.threats if t.audit is not None]
+    if audits:
+        most = max(audits, key=lambda a: a.forward)
+        cost = f"{most.forward:,} forward and {most.backward:,} backward passes of an image"
+        lines.append(f"audit ({most.level}): {most.images} images, {cost}{' a threat at most' * (len(audits) > 1)}")
     for threat in result.threats:
         if threat.verdict == "upper bound":
-            why = (
-                f"not checked: {', '.join(threat.unchecked)}"
-                if threat.unchecked
-                else "a stronger attack may break more"
-            )
+            missing = ", ".join(name for name in threat.unchecked if CHECKS[name].required)
+            why = f"not checked: {missing}" if missing else "a stronger attack may break more"
             lines.append(f"upper bound: {threat.model} ({threat.defense}), {threat.norm} {threat.eps}: {why}")
     return ["\n".join(dict.fromkeys(lines))] if lines else []
 

@@ -21,10 +21,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Part:
-    """One attack of a cascade, under the name that reports use."""
+    """One attack of a cascade, under the name that reports use; `gradient` says whether it follows one."""
 
     name: str
     attack: EvasionAttack
+    gradient: bool = True
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,10 @@ class Cascade:
         target = batch.aim(threat.goal)
         books = _Books.blank(batch)
         self.broken.clear()
-        for part in self.choose(victim, threat.goal):
+        parts = self.choose(victim, threat.goal)
+        if not all(part.gradient for part in parts):
+            books.bits["black_box"] = torch.zeros(len(batch), dtype=torch.bool)
+        for part in parts:
             rows = (books.rate <= 0.5).nonzero().flatten()
             if not len(rows):
                 break
@@ -55,6 +59,8 @@ class Cascade:
             made = part.attack(victim, some, threat, rng.child(part.name))
             rate = _rate(victim, made.x, some.y, None if target is None else some.target)
             books.enter(rows, made, rate)
+            if not part.gradient:
+                books.bits["black_box"][rows] = rate > 0.5
             self.broken[part.name] = (int((rate > 0.5).sum()), len(rows))
             log.info("%s broke %d of %d images", part.name, *self.broken[part.name])
         return Crafted(books.x, books.trace())

@@ -54,7 +54,7 @@ def autoattack(
             Part("apgd-ce", apgd(steps, precision=precision)),
             Part("apgd-t", apgd_t(steps, n_targets=n_targets, precision=precision)),
             Part("fab-t", fab_t(steps, n_targets)),
-            Part("square", Square(queries)),
+            Part("square", Square(queries), gradient=False),
         )
 
     return Cascade(choose)
