@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -174,6 +175,31 @@ def test_the_closest_success_for_a_target() -> None:
     assert attack(victim, there, goal, Stream(0, "a")).x.mean() == pytest.approx(0.556)
     here = Batch(batch.x, batch.y, batch.index, torch.zeros(1, dtype=torch.long))
     assert attack(victim, here, goal, Stream(0, "a")).x.mean() == pytest.approx(0.496), "the first query hits"
+
+
+@pytest.mark.parametrize("access", [Access.SCORE, Access.DECISION])
+def test_a_rejected_image_is_no_success(access: Access) -> None:
+    """What is closest to the image is rejected: the next one that is answered counts."""
+    victim, batch = corner()
+    far = Wrap(lambda f, x, rng: f(x), accepts=lambda x, scores: x.flatten(1).mean(1) > 0.57)
+    attack = wrapped(search, access=access, one_by_one=True, queries=30)
+    made = attack(replace(victim, wraps=(far,)), batch, THREAT, Stream(0, "a"))
+    assert made.x.flatten().tolist() == pytest.approx([0.572] * 12)
+
+
+def test_labels_of_rejected_images_are_not_given_away() -> None:
+    """A search by labels sees a rejected image as one that failed."""
+    victim, batch = corner(1)
+    silent = replace(victim, wraps=(Wrap(lambda f, x, rng: f(x), accepts=lambda x, scores: x.new_zeros(len(x)) > 0),))
+    seen = []
+
+    def call(module: AsModule, part: Batch, threat: Threat) -> Tensor:
+        seen.append(module(torch.ones_like(part.x)).argmax(1).tolist())
+        return part.x
+
+    wrapped(call, access=Access.DECISION, one_by_one=True)(silent, batch, THREAT, Stream(0, "a"))
+    wrapped(call, access=Access.DECISION, one_by_one=True)(victim, batch, THREAT, Stream(0, "a"))
+    assert seen == [[0], [1]]
 
 
 # --- state ------------------------------------------------------------------------------------------

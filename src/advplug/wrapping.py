@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from advplug.ball import columns, project
-from advplug.contracts import Access, Ball, Batch, Crafted, MinimumNorm, Threat, Trace
+from advplug.contracts import Access, Ball, Batch, Crafted, Decision, MinimumNorm, Threat, Trace
 from advplug.errors import CellFailure
 from advplug.isolation import isolated
 from advplug.perturbations import beyond
@@ -35,9 +35,10 @@ class AsModule(nn.Module):
 
     With gradient access it is the attacked view `view`, averaged over the victim's draws where it is randomised;
     with score access the deployed system's logits without gradient; with decision access 1 for the label that was
-    answered and 0 elsewhere. `probabilities` turns logits into probabilities. Images are converted to the victim's
-    precision and device. `asked` counts the images it was asked for; with `limit`, `QueriesSpent` ends the run.
-    `tally` (B,) are the queries of each image of the batch, where the adapter can tell them apart.
+    answered and 0 elsewhere, for images that the system rejects 1 for `withheld`, where it is set. `probabilities`
+    turns logits into probabilities. Images are converted to the victim's precision and device. `asked` counts the
+    images it was asked for; with `limit`, `QueriesSpent` ends the run. `tally` (B,) are the queries of each image of
+    the batch, where the adapter can tell them apart.
     """
 
     def __init__(self, victim: Victim, access: Access, view: int = 0, probabilities: bool = False) -> None:
@@ -49,7 +50,8 @@ class AsModule(nn.Module):
         self.asked = 0
         self.limit: int | None = None
         self.tally: Tensor | None = None
-        self.seen: Callable[[Tensor, Tensor], None] | None = None
+        self.seen: Callable[[Tensor, Decision], None] | None = None
+        self.withheld: Tensor | None = None
         self._victim, self._access, self._view, self._probabilities = victim, access, view, probabilities
         self._dtype = next((p.dtype for p in victim.module.parameters() if p.is_floating_point()), None)
 
@@ -87,18 +89,26 @@ class AsModule(nn.Module):
             raise QueriesSpent
         self.asked += len(x)
         x = x.to(device=self._victim.device, dtype=self._dtype or x.dtype)
-        logits = self._answer(x)
-        if self.seen is not None:
-            self.seen(x.detach(), logits.detach())
-        return logits.softmax(1) if self._probabilities and self._access is not Access.DECISION else logits
+        if self._access is Access.GRADIENT:
+            logits = self._differentiable(x)
+        else:
+            answer = self._victim.decide(x)
+            if self.seen is not None:
+                self.seen(x.detach(), answer)
+            if self._access is Access.DECISION:
+                return self._label(answer).to(x.dtype)
+            assert answer.scores is not None  # a victim whose scores may be asked for answers with them
+            logits = answer.scores
+        return logits.softmax(1) if self._probabilities else logits
 
-    def _answer(self, x: Tensor) -> Tensor:
+    def _label(self, answer: Decision) -> Tensor:
+        label = answer.label.clamp_min(0)
+        if self.withheld is not None:
+            label = torch.where(answer.accepted, label, self.withheld)
+        return nn.functional.one_hot(label, self.classes)
+
+    def _differentiable(self, x: Tensor) -> Tensor:
         victim = self._victim
-        if self._access is Access.DECISION:
-            label = victim.decide(x).label.clamp_min(0)
-            return nn.functional.one_hot(label, self.classes).to(x.dtype)
-        if self._access is Access.SCORE:
-            return victim.logits(x)
         if x.requires_grad and torch.is_grad_enabled():
             # An alias of this pass alone: a hook on the library's own tensor would count each later pass again.
             x = x.view_as(x)
@@ -160,6 +170,9 @@ class Wrapped:
         closest = Closest(part, threat)
         if self.queries is not None:
             module.limit, module.seen = self.queries * len(part), closest.see
+        if self.one_by_one:
+            # Searches by labels would otherwise take rejected images for successes.
+            module.withheld = part.y
         with isolated(victim.module, rng), victim.frozen():
             module.eval()
             try:
@@ -230,12 +243,11 @@ class Closest:
     def found(self) -> bool:
         return self.size < float("inf")
 
-    def see(self, x: Tensor, logits: Tensor) -> None:
-        """Takes note of a query of images (B, C, H, W) with their answers (B, K)."""
+    def see(self, x: Tensor, answer: Decision) -> None:
+        """Takes note of a query of images (B, C, H, W) with their answers."""
         if len(self.part) != 1:
             return
-        label, target = logits.argmax(1), self.part.aim(self.threat.goal)
-        hit = label != self.part.y if target is None else label == target
+        hit = answer.fooled(self.part.y, self.part.aim(self.threat.goal))
         clean = self.part.x.expand(len(x), *self.part.x.shape[1:])
         hit &= self.threat.perturbation.check(clean, x.to(clean))
         if not bool(hit.any()):
