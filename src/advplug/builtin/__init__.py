@@ -22,9 +22,17 @@ def advplug_attacks() -> list[Spec]:
 
 @hookimpl
 def advplug_defenses() -> list[Spec]:
-    from advplug.builtin import advtrain, prune, randomised, smoothing
+    from advplug.builtin import advtrain, detectors, preprocessing, prune, randomised, scores, smoothing
 
-    return [*advtrain.DEFENSES, *prune.DEFENSES, *randomised.DEFENSES, *smoothing.DEFENSES]
+    return [
+        *advtrain.DEFENSES,
+        *detectors.DEFENSES,
+        *preprocessing.DEFENSES,
+        *prune.DEFENSES,
+        *randomised.DEFENSES,
+        *scores.DEFENSES,
+        *smoothing.DEFENSES,
+    ]
 
 
 @hookimpl

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from advplug.contracts import (
+    Calibrated,
     DatasetInfo,
     Defense,
     DefenseCaps,
@@ -42,6 +44,7 @@ STAGES: dict[type, str] = {
     Fit: "objective",
     Tune: "tune",
     Wrap: "wrap",
+    Calibrated: "wrap",
 }
 """The stages and what `DefenseCaps.stages` calls them."""
 SAMPLES = 32
@@ -67,9 +70,11 @@ def defense_results(name: str, params: Mapping[str, Any], on: str, clean_drop: f
     if not report.check("factory", lambda: made.append(_made(entry.make(checked)))):
         return report.results
     stages = made[0]
-    report.check("declaration", lambda: _declaration(stages, caps))
+    cases = {id(s): WrapCase(s, _tunes_before(s, stages)) for s in stages if isinstance(s, Wrap | Calibrated)}
+    report.check("declaration", lambda: _declaration(stages, tuple(c.wrap for c in cases.values()), caps))
     makers: dict[type, Callable[[Any], dict[str, Callable[[], None]]]] = {
-        Wrap: lambda stage: _wrap_checks(WrapCase(stage, _tunes_before(stage, stages)), clean_drop),
+        Wrap: lambda stage: _wrap_checks(cases[id(stage)], clean_drop),
+        Calibrated: lambda stage: _wrap_checks(cases[id(stage)], clean_drop),
         Objective: _objective_checks,
         Fit: lambda stage: {"fit": lambda: _trains(stage.apply, None, on)},
         TrainingData: _data_checks,
@@ -89,15 +94,14 @@ def _made(stages: Any) -> Defense:
     return tuple(stages)
 
 
-def _declaration(stages: Defense, caps: DefenseCaps) -> None:
+def _declaration(stages: Defense, wraps: tuple[Wrap, ...], caps: DefenseCaps) -> None:
     have = tuple(STAGES[type(stage)] for stage in stages)
     require(sorted(have) == sorted(caps.stages), f"its caps declare the stages {caps.stages}, it returned {have}")
-    wraps = tuple(stage for stage in stages if isinstance(stage, Wrap))
     victim = Victim(nn.Identity(), 2, wraps)
     require(victim.gradient is caps.gradient, f"its caps say gradient={caps.gradient}, its wraps say {victim.gradient}")
     require(victim.stochastic is caps.stochastic, f"its caps say stochastic={caps.stochastic}, its wraps do not")
-    rejects = any(w.accepts is not None for w in wraps)
-    require(rejects is caps.rejects, f"its caps say rejects={caps.rejects}, its wraps say {rejects}")
+    told = f"its caps say rejects={caps.rejects}, its wraps say {victim.rejects}"
+    require(victim.rejects is caps.rejects, told)
     norms = [w.certifier.norm for w in wraps if w.certifier is not None]
     require(
         norms == [caps.certifies] * bool(caps.certifies), f"its caps say certifies={caps.certifies}, it has {norms}"
@@ -121,7 +125,7 @@ class Smooth(nn.Module):
         return logits
 
 
-def _tunes_before(wrap: Wrap, stages: Defense) -> tuple[Tune, ...]:
+def _tunes_before(wrap: Wrap | Calibrated, stages: Defense) -> tuple[Tune, ...]:
     return tuple(s for s in stages[: stages.index(wrap)] if isinstance(s, Tune))
 
 
@@ -136,11 +140,21 @@ def _tuned(module: nn.Module, tunes: tuple[Tune, ...], training: Training) -> nn
     return module
 
 
+def _fitted(stage: Wrap | Calibrated, module: nn.Module, training: Training) -> Wrap:
+    """The wrap itself, measured on the module and the training data where it has to be."""
+    if isinstance(stage, Wrap):
+        return stage
+    with torch.no_grad(), training.stream.as_global():
+        figures = stage.measure(module, training)
+    require(json.loads(json.dumps(figures)) == figures, "what a wrap is made from must be figures that JSON can hold")
+    return stage.wrap(figures)
+
+
 @dataclass
 class WrapCase:
     """One wrap around `Smooth`, as the defense's `tunes` before it leave that, with images away from 0 and 1."""
 
-    wrap: Wrap
+    stage: Wrap | Calibrated
     tunes: tuple[Tune, ...] = ()
 
     def __post_init__(self) -> None:
@@ -149,9 +163,13 @@ class WrapCase:
         labels = np.arange(SAMPLES) % 6
         data = Split(ArrayImages(self.x.float().numpy()), labels, np.arange(SAMPLES))
         info = DatasetInfo(tuple("012345"), 3, (16, 16), {})
-        training = Training(data, info, Schedule(epochs=1), torch.device("cpu"), Stream(0, "tune"))
-        self.module = _tuned(Smooth(), self.tunes, training)
+        self.training = Training(data, info, Schedule(epochs=1), torch.device("cpu"), Stream(0, "tune"))
+        self.module = _tuned(Smooth(), self.tunes, self.training)
         self.side = torch.randn(SAMPLES, 3, 16, 16, generator=generator, dtype=torch.float64)
+
+    @cached_property
+    def wrap(self) -> Wrap:
+        return _fitted(self.stage, self.module, self.training)
 
     def call(self, forward: Callable[..., Tensor], x: Tensor, seed: int = 0) -> Tensor:
         return forward(self.module, x, torch.Generator().manual_seed(seed))
@@ -179,6 +197,7 @@ def _wrap_checks(case: WrapCase, clean_drop: float) -> dict[str, Callable[[], No
         "wrap: randomness as declared": lambda: _wrap_randomness(case),
         "wrap: answers image by image": lambda: _wrap_image_by_image(case),
         "wrap: accepts": lambda: _wrap_accepts(case),
+        "wrap: rejection": lambda: _wrap_rejection(case),
         "wrap: clean accuracy": lambda: _wrap_accuracy(case, clean_drop),
         "wrap: certificates": lambda: _wrap_certificates(case),
     }
@@ -248,17 +267,35 @@ def _wrap_accepts(case: WrapCase) -> None:
     require(accepted.dtype == torch.bool and accepted.shape == (len(case.x),), "accepts must give bool (B,)")
 
 
+def _wrap_rejection(case: WrapCase) -> None:
+    rejection = case.wrap.rejection
+    if rejection is None:
+        raise Unchecked("it has no score of its own to reject by")
+    leaf = case.x.clone().requires_grad_()
+    score = case.call(rejection, leaf)
+    require(
+        score.shape == (len(leaf),) and score.isfinite().all(), "rejection must give a finite number an image, (B,)"
+    )
+    (gradient,) = torch.autograd.grad(score.sum(), leaf)
+    alive = (gradient.flatten(1).abs().sum(1) > 0).double().mean()
+    require(gradient.isfinite().all() and alive == 1, f"its gradient vanishes for {float(1 - alive):.0%} of the images")
+    with torch.no_grad():
+        require(torch.allclose(score, case.call(rejection, case.x)), "its value changes where gradients are recorded")
+
+
 def _wrap_accuracy(case: WrapCase, clean_drop: float) -> None:
     dataset = digits()
     module = ridge()
-    tuned = _tuned(module, case.tunes, _training(dataset, None)) if case.tunes else module
+    training = _training(dataset, None)
+    tuned = _tuned(module, case.tunes, training) if case.tunes else module
+    wrap = _fitted(case.stage, tuned, training)
     batch = dataset.test.batch(np.arange(min(256, len(dataset.test))))
 
     def accuracy(module: nn.Module, *wraps: Wrap) -> float:
         decision = Victim(module, len(dataset.info.classes), wraps).decide(batch.x)
         return float(((decision.label == batch.y) & decision.accepted).double().mean())
 
-    drop = accuracy(module) - accuracy(tuned, case.wrap)
+    drop = accuracy(module) - accuracy(tuned, wrap)
     require(drop <= clean_drop, f"it costs {drop:.1%} of clean accuracy on digits, {clean_drop:.1%} is the bound given")
 
 
