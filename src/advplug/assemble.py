@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 import numpy as np
 
 from advplug.builtin.metrics import share
-from advplug.contracts import Access, AttackCaps, Strength, Targeted
+from advplug.certificates import CertificatePlan, Proofs, reported
+from advplug.contracts import Access, AttackCaps, Strength, Targeted, Untargeted
 from advplug.estimate import Estimate, paired_difference
 from advplug.evidence import Array, Evidence, worst_case
 from advplug.health import Audit, Finding, Group, examine, verdict
 from advplug.keys import digest
 from advplug.matrix import Bound, Sweep
-from advplug.results import AuditCost, Cell, RunInfo, RunResult, ThreatRow
+from advplug.results import AuditCost, Cell, Certificate, RunInfo, RunResult, ThreatRow
 
 
 @dataclass(frozen=True)
 class Stored:
-    """How the assembly reads the store: by cell key, group key and victim key."""
+    """How the assembly reads the store: by cell key, group key, victim key and certificate key."""
 
     cell: Callable[[str], Cell | None]
     evidence: Callable[[str], Evidence | None]
     audit: Callable[[str], Audit | None]
     batch_dependent: Callable[[str], bool | None]
+    certificate: Callable[[str], tuple[Certificate, Proofs | None] | None] = lambda _: None
 
 
 def finding(sweep: Sweep, evidence: Evidence) -> Finding:
@@ -83,16 +85,47 @@ def identity(sweep: Sweep, eps: Fraction) -> dict[str, object]:
     }
 
 
-def assemble(sweeps: Sequence[Sweep], stored: Stored, info: RunInfo) -> RunResult:
-    """The run's result from what is stored; cells that were never reached are left out."""
+def assemble(
+    sweeps: Sequence[Sweep], stored: Stored, info: RunInfo, certificates: Sequence[CertificatePlan] = ()
+) -> RunResult:
+    """The run's result from what is stored; cells and certificates that were never reached are left out."""
     cells = [(s, eps, stored.cell(s.cell_key(eps))) for s in sweeps for eps in s.budgets]
     groups: dict[str, list[tuple[Sweep, Fraction]]] = {}
     for sweep, eps, cell in cells:
         if cell is not None and cell.status != "refused":
             groups.setdefault(sweep.threat_key(eps), []).append((sweep, eps))
     baselines = _Baselines(groups, stored)
-    rows = tuple(_threat_row(members, stored, baselines) for members in groups.values())
-    return RunResult(info, tuple(_relabelled(s, eps, c) for s, eps, c in cells if c is not None), rows)
+    proven = {p.victim.key: _Proven(p, *found) for p in certificates if (found := stored.certificate(p.key))}
+    rows = []
+    for members in groups.values():
+        proofs = proven.get(members[0][0].victim.key)
+        rows.append(_threat_row(members, stored, baselines, proofs))
+        if proofs is not None:
+            proofs.note(*members[0], rows[-1])
+    made = tuple(p.reported() for p in proven.values())
+    return RunResult(info, tuple(_relabelled(s, eps, c) for s, eps, c in cells if c is not None), tuple(rows), made)
+
+
+@dataclass
+class _Proven:
+    """A victim's certificate, beside the worst cases that attacks found in its norm."""
+
+    plan: CertificatePlan
+    made: Certificate
+    proofs: Proofs | None
+    worst: dict[Fraction, Estimate | None] = field(default_factory=dict)
+
+    def at(self, sweep: Sweep, eps: Fraction) -> Array | None:
+        """(n,) bool: proven right at this budget; None where the certificate does not cover the threat."""
+        covers = self.proofs is not None and sweep.norm == self.plan.norm
+        return self.proofs.at(float(eps)) if covers and self.proofs is not None else None
+
+    def note(self, sweep: Sweep, eps: Fraction, row: ThreatRow) -> None:
+        if sweep.norm == self.plan.norm and isinstance(sweep.goal, Untargeted):
+            self.worst[eps] = row.worst_case_accuracy
+
+    def reported(self) -> Certificate:
+        return reported(self.plan, self.made, self.proofs, self.worst)
 
 
 def _relabelled(sweep: Sweep, eps: Fraction, cell: Cell) -> Cell:
@@ -127,7 +160,9 @@ class _Baselines:
         return _worst(_findings(members, self.stored))
 
 
-def _threat_row(members: list[tuple[Sweep, Fraction]], stored: Stored, baselines: _Baselines) -> ThreatRow:
+def _threat_row(
+    members: list[tuple[Sweep, Fraction]], stored: Stored, baselines: _Baselines, proven: _Proven | None
+) -> ThreatRow:
     sweep, eps = members[0]
     findings = _findings(members, stored)
     dependent = stored.batch_dependent(sweep.victim.key)
@@ -141,6 +176,8 @@ def _threat_row(members: list[tuple[Sweep, Fraction]], stored: Stored, baselines
         complete=len(findings) == len(members),
         targeted=isinstance(sweep.goal, Targeted),
         difference=_difference(worst, baselines.worst(sweep, eps)) if sweep.victim.defense else None,
+        certified=proven.at(sweep, eps) if proven else None,
+        proof_error=proven.proofs.error if proven and proven.proofs else 0.0,
     )
     flags, unchecked = examine(group) if findings else ((), ())
     return ThreatRow(

@@ -117,7 +117,7 @@ def reported(
     plan: CertificatePlan, stored: Certificate, proofs: Proofs | None, worst: Mapping[Fraction, Estimate | None]
 ) -> Certificate:
     """The stored certificate as this run asked for it; `worst` is the worst-case accuracy found by attacks."""
-    named: dict[str, Any] = plan.identity()
+    named: dict[str, Any] = {**plan.identity(), "notes": (*plan.notes, *stored.notes)}
     if proofs is None:
         return replace(stored, **named)
     curve = [

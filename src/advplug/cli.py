@@ -103,7 +103,7 @@ def transfer(attack: str, **given: Any) -> None:
     from advplug.console import show_transfer
     from advplug.session import plan_transfer
 
-    _run(lambda request: plan_transfer(request, attack), show_transfer, audit="none", **given)
+    _run(lambda request: plan_transfer(request, attack), show_transfer, audit="none", certify=False, **given)
 
 
 def _run(
@@ -117,12 +117,12 @@ def _run(
     **given: Any,
 ) -> None:
     from advplug.errors import CellFailure
-    from advplug.session import Request, execute
+    from advplug.session import Request, certificates, execute
 
     request = Request(output=output, command=_command_line(), **given)
     sweeps = plan(request)
     if dry_run:
-        _print_plan(sweeps, output, request.fresh, as_json)
+        _print_plan(sweeps, certificates(request, sweeps), output, request.fresh, as_json)
         return
     from advplug.console import console_progress, quieten
 
@@ -136,7 +136,8 @@ def _run(
             ) from None
     show(result, as_json, quiet)
     if result.failed:
-        raise CellFailure(f"{len(result.failed)} of {len(result.cells)} cells failed: {result.failed[0].reason}")
+        count = len(result.cells) + len(result.certificates)
+        raise CellFailure(f"{len(result.failed)} of {count} cells failed: {result.failed[0].reason}")
 
 
 @cli.command("list")
@@ -243,13 +244,13 @@ def schema() -> None:
     click.echo(json.dumps(json_schema(), indent=2))
 
 
-def _print_plan(sweeps: list[Any], output: Path, fresh: bool, as_json: bool) -> None:
+def _print_plan(sweeps: list[Any], proofs: list[Any], output: Path, fresh: bool, as_json: bool) -> None:
     from advplug.store import finished
     from advplug.table import plan_json, render_plan
 
-    keys = [s.cell_key(eps) for s in sweeps for eps in s.budgets]
+    keys = [*(s.cell_key(eps) for s in sweeps for eps in s.budgets), *(p.key for p in proofs)]
     done = {} if fresh else finished(output, keys)
-    click.echo(plan_json(sweeps, done) if as_json else render_plan(sweeps, done))
+    click.echo(plan_json(sweeps, done, proofs) if as_json else render_plan(sweeps, done, proofs))
 
 
 def _command_line() -> str:

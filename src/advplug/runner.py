@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import math
 import os
+import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -21,11 +22,13 @@ from advplug.artifacts import Artifacts
 from advplug.assemble import Stored, finding, group_key, identity
 from advplug.attacks.precision import chosen
 from advplug.build import Builder, Built
+from advplug.certificates import CertificatePlan, Proofs, measured
+from advplug.certify import prove
 from advplug.crafted import CraftedWriter, has_crafted, read_crafted
 from advplug.decisions import Batching, Clean, clean_decisions
 from advplug.errors import AdvplugError, CellFailure, UsageError
 from advplug.estimate import Estimate
-from advplug.evidence import Evidence, ranges
+from advplug.evidence import Array, Evidence, ranges
 from advplug.health import Audit, Group, examine
 from advplug.inspection import is_batch_dependent
 from advplug.matrix import Sweep, VictimPlan
@@ -33,7 +36,7 @@ from advplug.params import plain
 from advplug.perturbations import LP
 from advplug.pipeline import SweepResult, run_sweep
 from advplug.registry import Registry
-from advplug.results import Cell, Passes, Seconds, Status
+from advplug.results import Cell, Certificate, Passes, Seconds, Status
 from advplug.store import Store
 from advplug.versions import versions
 
@@ -78,6 +81,7 @@ class Runner:
     options: Options = field(default_factory=Options)
     progress: Progress = field(default_factory=Silent)
     usage_errors: list[str] = field(default_factory=list)
+    certificates: Sequence[CertificatePlan] = ()
 
     def __post_init__(self) -> None:
         self.batching = Batching(self.options.batch_size)
@@ -106,6 +110,9 @@ class Runner:
                 self._run(sweep)
             if self.options.audit != "none":
                 self._audit(sweeps)
+            for plan in self.certificates:
+                if plan.victim.key == sweeps[0].victim.key:
+                    self._certify(plan)
         self._drop_crafted()
 
     # --- one sweep ---
@@ -228,10 +235,11 @@ class Runner:
             "ok",
             flags=flags,
             metrics=values,
+            draws=evidence.draws,
             passes=Passes(timing.forward, timing.backward),
             seconds=Seconds(built.seconds_train, built.seconds_defend, timing.attack, timing.decide),
             notes=(*sweep.notes, *built.notes, *result.notes, *notes),
-            provenance=_provenance(sweep, built, evidence),
+            provenance={**_provenance(sweep.victim, built, evidence.index), "attack": plain(sweep.attack.recipe)},
         )
         return cell, evidence
 
@@ -245,6 +253,44 @@ class Runner:
                 values |= dict.fromkeys(entry.spec.caps.values)  # type: ignore[union-attr]
                 notes.append(f"metric '{entry.name}' failed: {type(error).__name__}: {error}")
         return values, notes
+
+    # --- certificates ---
+
+    def _certify(self, plan: CertificatePlan) -> None:
+        """Proves what is not proven yet; a failure is stored with its reason."""
+        found = self.store.certificate(plan.key)
+        if found is not None and found[0].status == "ok":
+            return
+        named = plan.identity()
+        try:
+            if plan.refused is not None:
+                made, proofs = Certificate(plan.key, status="refused", reason=str(plan.refused), **named), None
+            else:
+                made, proofs = self._proven(plan)
+        except AdvplugError as error:
+            if isinstance(error, UsageError):
+                self.usage_errors.append(str(error))
+            self.progress.note(f"failed: certificate of {plan.victim.model.label}: {error}")
+            made, proofs = Certificate(plan.key, status="failed", reason=str(error), **named), None
+        self.store.put_certificate(made, proofs.to_bytes() if proofs else None)
+
+    def _proven(self, plan: CertificatePlan) -> tuple[Certificate, Proofs]:
+        built, _ = self.victim(plan.victim)
+        title = f"certificate of {plan.victim.model.label} | {plan.victim.defense_label}"
+        self.progress.stage(title, len(built.split))
+        clock, before = time.perf_counter(), len(self.batching.notes)
+        proven = prove(built, self.batching, self.progress.advance)
+        made = Certificate(
+            plan.key,
+            status="ok",
+            passes=Passes(proven.passes, 0),
+            seconds=time.perf_counter() - clock,
+            notes=(*built.notes, *self.batching.notes[before:]),
+            provenance=_provenance(plan.victim, built, proven.proofs.index),
+            **plan.identity(),
+            **measured(proven.proofs),
+        )
+        return made, proven.proofs
 
     # --- audits ---
 
@@ -303,15 +349,18 @@ def stored(store: Store, level: str) -> Stored:
         data = store.audit(f"batch:{key}") if level != "none" else None
         return None if data is None else data == b"1"
 
-    return Stored(store.cell, store.evidence, audit, batch_dependent)
+    def certificate(key: str) -> tuple[Certificate, Proofs | None] | None:
+        found = store.certificate(key)
+        return (found[0], Proofs.from_bytes(found[1]) if found[1] else None) if found else None
+
+    return Stored(store.cell, store.evidence, audit, batch_dependent, certificate)
 
 
-def _provenance(sweep: Sweep, built: Built, evidence: Evidence) -> dict[str, Any]:
-    indices = hashlib.sha256(evidence.index.astype("<i8").tobytes()).hexdigest()
+def _provenance(plan: VictimPlan, built: Built, index: Array) -> dict[str, Any]:
+    indices = hashlib.sha256(index.astype("<i8").tobytes()).hexdigest()
     return {
-        **plain(sweep.victim.recipe),
-        "attack": plain(sweep.attack.recipe),
-        "images": {"n": evidence.n, "indices": ranges(evidence.index), "indices_sha256": indices},
+        **plain(plan.recipe),
+        "images": {"n": len(index), "indices": ranges(index), "indices_sha256": indices},
         "weights_sha256": built.weights_sha256,
         "facts": plain(built.facts),
         "computed": {"device": str(built.victim.device), "passes": chosen(built.victim.module), "versions": versions()},

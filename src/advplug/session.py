@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from advplug.budgets import parse_budget
+from advplug.certificates import CertificatePlan, planned
 from advplug.defaults import OUTPUT
 from advplug.errors import UsageError
 from advplug.matrix import THREAT_KEYS, Axes, Bound, Sweep, bind, bind_stack, expand
 from advplug.parse import Reference, parse_reference, parse_stack, parse_victim
 from advplug.registry import Registry, registry
-from advplug.results import RunInfo, RunResult
+from advplug.results import Cell, Certificate, RunInfo, RunResult
 from advplug.versions import versions
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Request:
     device: str = "auto"
     batch_size: int = 128
     audit: Literal["none", "quick", "full"] = "quick"
+    certify: bool = True
     offline: bool = False
     command: str = ""
     cache: Path | None = field(default=None)
@@ -119,8 +121,13 @@ def _bound(known: Registry, kind: str, item: str | Bound) -> Bound:
     return item if isinstance(item, Bound) else bind(known, kind, parse_reference(item))
 
 
+def certificates(request: Request, sweeps: list[Sweep]) -> list[CertificatePlan]:
+    """The certificates that are due with these sweeps: none where the request leaves them out."""
+    return planned(sweeps) if request.certify else []
+
+
 def execute(request: Request, sweeps: list[Sweep], progress: Progress | None = None) -> RunResult:
-    """Runs what is missing and returns the result of all cells.
+    """Runs what is missing and returns the result of all cells, with the certificates of victims that have some.
 
     Raises UsageError where nothing could be computed because of what was asked for; what is refused or failed
     is stored all the same.
@@ -135,12 +142,14 @@ def execute(request: Request, sweeps: list[Sweep], progress: Progress | None = N
     with ExitStack() as stack:
         folder = request.output or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="advplug-")))
         store = stack.enter_context(Store(folder, request.fresh))
-        runner = Runner(sweeps, store, registry(), options, progress or Silent())
+        due = certificates(request, sweeps)
+        runner = Runner(sweeps, store, registry(), options, progress or Silent(), certificates=due)
         runner.run()
         output = None if request.output is None else str(folder)
         info = RunInfo(versions(), request.seed, runner.device, request.command, output)
-        result = assemble(sweeps, stored(store, request.audit), info)
-    impossible = runner.usage_errors or [str(c.reason) for c in result.cells if c.status == "refused"]
-    if impossible and all(c.status == "refused" or c.reason in runner.usage_errors for c in result.cells):
+        result = assemble(sweeps, stored(store, request.audit), info, due)
+    done: list[Cell | Certificate] = [*result.cells, *result.certificates]
+    impossible = runner.usage_errors or [str(c.reason) for c in done if c.status == "refused"]
+    if impossible and all(c.status == "refused" or c.reason in runner.usage_errors for c in done):
         raise UsageError(impossible[0])
     return result

@@ -8,10 +8,11 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from advplug.certificates import CertificatePlan
 from advplug.estimate import Estimate
 from advplug.health import CHECKS
 from advplug.matrix import Sweep
-from advplug.results import Cell, Flag, RunResult, ThreatRow
+from advplug.results import Cell, Certificate, CertifiedAccuracy, Flag, RunResult, ThreatRow
 
 Row = Sequence[str]
 
@@ -40,7 +41,7 @@ def _metric(name: str, interval: bool = False) -> Callable[[Cell], str]:
 
 def render(result: RunResult) -> str:
     """The whole result as text; columns that say the same in every row are written above the table."""
-    parts = [_cells(result.cells), _threats(result.threats), *remarks(result)]
+    parts = [_cells(result.cells), _threats(result.threats), _certificates(result.certificates), *remarks(result)]
     return "\n\n".join(p for p in parts if p)
 
 
@@ -78,6 +79,24 @@ def _threats(threats: Sequence[ThreatRow]) -> str:
         "verdict": lambda t: t.verdict or "not measured",
     }
     return _table("Worst case over the attacks", columns, threats, constant=("dataset", "model", "norm", "goal"))
+
+
+def _certificates(certificates: Sequence[Certificate]) -> str:
+    rows = [(c, at) for c in certificates for at in c.certified_accuracy or (None,)]
+    columns: dict[str, Callable[[tuple[Certificate, CertifiedAccuracy | None]], str]] = {
+        "dataset": lambda row: row[0].dataset,
+        "model": lambda row: row[0].model,
+        "defense": lambda row: row[0].defense,
+        "norm": lambda row: row[0].norm,
+        "clean %": lambda row: percent(row[0].clean_accuracy),
+        "abstains %": lambda row: percent(row[0].abstention_rate),
+        "radius": lambda row: row[1].radius if row[1] else "-",
+        "certified % [95 %]": lambda row: percent(row[1].certified_accuracy, True) if row[1] else "-",
+        "attacks leave %": lambda row: percent(row[1].worst_case_accuracy) if row[1] else "-",
+        "status": lambda row: row[0].status,
+    }
+    shared = ("dataset", "model", "defense", "norm", "clean %", "abstains %")
+    return _table("Certificates", columns, rows, constant=shared)
 
 
 def _table(title: str, columns: Mapping[str, Callable[..., str]], items: Sequence[object], constant: Row) -> str:
@@ -130,6 +149,9 @@ def remarks(result: RunResult) -> list[str]:
                 f"{cell.status}: {cell.attack} on {cell.model} ({cell.defense}), {cell.norm} {cell.eps}: {cell.reason}"
             )
         lines += [f"note: {cell.attack} on {cell.model} ({cell.defense}): {note}" for note in cell.notes]
+        lines += _spread(cell)
+    for certificate in result.certificates:
+        lines += _certificate_remarks(certificate)
     lines += _facts(result.cells)
     flags: dict[Flag, None] = {}
     for flag in (f for t in result.threats for f in t.flags):
@@ -148,6 +170,28 @@ def remarks(result: RunResult) -> list[str]:
     return ["\n".join(dict.fromkeys(lines))] if lines else []
 
 
+def _spread(cell: Cell) -> list[str]:
+    robust = cell.metrics.get("robust_accuracy")
+    if robust is None or robust.spread is None:
+        return []
+    varies = f"robust accuracy varies by {100 * robust.spread:.1f} points (standard deviation)"
+    return [
+        f"note: {cell.attack} on {cell.model} ({cell.defense}): {cell.draws} decisions of each image, "
+        f"figures are their means; {varies}"
+    ]
+
+
+def _certificate_remarks(made: Certificate) -> list[str]:
+    what = f"certificate of {made.model} ({made.defense})"
+    if made.status != "ok":
+        return [f"{made.status}: {what}: {made.reason}"]
+    assert made.passes is not None
+    assert made.failure_probability is not None
+    cost = f"{made.passes.forward:,} passes of an image through the model"
+    held = f"each image's proof fails with probability {made.failure_probability:g} at most"
+    return [f"{what}: {held}; {cost}", *(f"note: {what}: {note}" for note in made.notes)]
+
+
 def _facts(cells: Sequence[Cell]) -> list[str]:
     lines = []
     for cell in cells:
@@ -163,8 +207,6 @@ def plan_rows(sweeps: Sequence[Sweep], done: Mapping[str, str]) -> list[dict[str
     rows = []
     for sweep in sweeps:
         for eps in sweep.budgets:
-            stored = done.get(sweep.cell_key(eps), "")
-            state = "refused" if sweep.refused else {"ok": "done", "failed": "again"}.get(stored, "to do")
             rows.append(
                 {
                     "key": sweep.cell_key(eps),
@@ -175,7 +217,7 @@ def plan_rows(sweeps: Sequence[Sweep], done: Mapping[str, str]) -> list[dict[str
                     "norm": sweep.norm,
                     "eps": str(eps),
                     "images": sweep.limit,
-                    "state": state,
+                    "state": _state(sweep.refused is not None, done.get(sweep.cell_key(eps), "")),
                     "reason": str(sweep.refused) if sweep.refused else None,
                     "notes": list(sweep.notes),
                 }
@@ -183,13 +225,36 @@ def plan_rows(sweeps: Sequence[Sweep], done: Mapping[str, str]) -> list[dict[str
     return rows
 
 
-def plan_json(sweeps: Sequence[Sweep], done: Mapping[str, str]) -> str:
-    return json.dumps({"cells": plan_rows(sweeps, done)}, indent=2)
+def proof_rows(proofs: Sequence[CertificatePlan], done: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The certificates that are due, like `plan_rows`; `radii` are empty where the defense has its own."""
+    return [
+        {
+            "key": plan.key,
+            **plan.identity(),
+            "radii": [str(radius) for radius in plan.radii],
+            "images": plan.limit,
+            "state": _state(plan.refused is not None, done.get(plan.key, "")),
+            "reason": str(plan.refused) if plan.refused else None,
+            "notes": list(plan.notes),
+        }
+        for plan in proofs
+    ]
 
 
-def render_plan(sweeps: Sequence[Sweep], done: Mapping[str, str]) -> str:
+def _state(refused: bool, stored: str) -> str:
+    return "refused" if refused else {"ok": "done", "failed": "again"}.get(stored, "to do")
+
+
+def plan_json(sweeps: Sequence[Sweep], done: Mapping[str, str], proofs: Sequence[CertificatePlan] = ()) -> str:
+    return json.dumps({"cells": plan_rows(sweeps, done), "certificates": proof_rows(proofs, done)}, indent=2)
+
+
+def render_plan(sweeps: Sequence[Sweep], done: Mapping[str, str], proofs: Sequence[CertificatePlan] = ()) -> str:
     """The cells of a matrix with what is stored of them, and why some are refused."""
-    rows = plan_rows(sweeps, done)
+    certificates = [
+        {**row, "attack": "(certificate)", "eps": ", ".join(row["radii"]) or "-"} for row in proof_rows(proofs, done)
+    ]
+    rows = [*plan_rows(sweeps, done), *certificates]
     remarks = []
     for row in rows:
         if row["reason"]:

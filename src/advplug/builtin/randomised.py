@@ -101,7 +101,8 @@ def voting(
 
         return mean_logits(inner, x, sigma, together, rng)
 
-    together = min(TOGETHER, draws)
+    # Two passes at least, where it can be: gradients then average over draws, and not only answers.
+    together = min(TOGETHER, max(1, draws // 2))
     views = (mean_softmax, mean_logits)
     return Wrap(forward, Gradient.BPDA, views, True, math.ceil(draws / together), accepts, **rest)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from advplug.contracts import Strength
-from advplug.health import attacks, gradients, images, victims
+from advplug.health import attacks, gradients, images, proofs, victims
 from advplug.health.facts import MIN_IMAGES, SIGNIFICANCE, Audit, Finding, Group, Outcome
 from advplug.results import Flag, Level, Verdict
 
@@ -135,6 +135,11 @@ CHECKS: dict[str, Check] = {
         victims.undeclared_normalisation,
         "error",
         "put the normalisation inside the model, so that it takes pixels in [0, 1]",
+    ),
+    "below-certified": Check(
+        proofs.below_certified,
+        "error",
+        "no attack can break what is proven: the proof is of another model, other noise or other pixels",
     ),
     "defense-adds-nothing": Check(
         victims.defense_adds_nothing,

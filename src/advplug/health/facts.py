@@ -93,7 +93,8 @@ class Group:
     """A victim under one threat: every attack that was run, the audit if there was one, facts of the victim.
 
     `complete` says that no attack that was asked for failed; `difference` is the worst case's to the undefended
-    baseline's, over the same images.
+    baseline's, over the same images. `certified` (n,): proven right under this threat, each proof wrong with
+    probability `proof_error`.
     """
 
     findings: Sequence[Finding]
@@ -103,6 +104,8 @@ class Group:
     complete: bool = True
     targeted: bool = False
     difference: Estimate | None = None
+    certified: Array | None = None
+    proof_error: float = 0.0
 
     @property
     def uses_gradients(self) -> bool:
