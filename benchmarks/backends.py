@@ -60,7 +60,7 @@ GROUPS = (
 )  # fmt: skip
 
 
-WARM_UP = ("fgsm", "ta.fgsm", "art.fgm", "aa.apgd-ce:steps=2", "adv.pgd:steps=1")
+WARM_UP = ("fgsm", "ta.fgsm", "art.fgm", "aa.apgd-ce:steps=5", "adv.pgd:steps=1")
 """One short attack of each backend: importing a library is not what is timed."""
 
 
