@@ -140,6 +140,25 @@ def _run(
         raise CellFailure(f"{len(result.failed)} of {count} cells failed: {result.failed[0].reason}")
 
 
+@cli.command("compare")
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option("--fail-under", type=click.FloatRange(min=0), metavar="POINTS",
+              help="Exit 1 where B's worst-case accuracy lies more than this many points below A's.")
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
+def compare_runs(a: Path, b: Path, fail_under: float | None, as_json: bool) -> None:
+    """Compare two runs, A and B, by the folders that keep them.
+
+    Differences are paired, image by image; where the 95 % interval holds 0, no difference is shown.
+    """
+    from advplug.compare import compare, gate, render
+
+    compared = compare(a, b)
+    click.echo(compared.to_json() if as_json else render(compared))
+    if fail_under is not None:
+        gate(compared, fail_under)
+
+
 @cli.command("list")
 @click.argument("kind", required=False, metavar="[KIND]")
 @click.option("--json", "as_json", is_flag=True, help="Print a list of objects, parameters included.")

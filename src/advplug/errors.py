@@ -35,6 +35,12 @@ class CellFailure(AdvplugError):  # noqa: N818 - it is the status of a cell
     exit_code = 3
 
 
+class GateError(AdvplugError):
+    """A number is worse than a gate allows."""
+
+    exit_code = 1
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'pgd'?` for a near miss among `known`, otherwise an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

@@ -159,6 +159,20 @@ def finished(folder: Path, keys: Sequence[str]) -> dict[str, str]:
     return {k: rows[k] for k in keys if k in rows}
 
 
+def contents(folder: Path) -> list[tuple[Cell, Evidence]]:
+    """The finished cells of a run with their evidence, in the order of their writing, without locking or creating
+    anything. Raises UsageError where `folder` is no run's."""
+    path = folder / "results.sqlite"
+    if not path.is_file():
+        raise UsageError(f"{folder} holds no results.sqlite; give the folder of a run, the one named with -o")
+    uri = f"{path.absolute().as_uri()}?mode=rw"
+    with explained(folder), contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
+        query = "SELECT cell, evidence FROM cell WHERE status='ok' AND evidence IS NOT NULL ORDER BY rowid"
+        made = db.execute("SELECT 1 FROM sqlite_master WHERE name='cell'").fetchone()
+        rows = db.execute(query).fetchall() if made else []
+    return [(cell_from_json(json.loads(cell)), Evidence.from_bytes(evidence)) for cell, evidence in rows]
+
+
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space, then run the same command again to go on",
     errno.EDQUOT: "the disk quota is used up; free some space, then run the same command again to go on",

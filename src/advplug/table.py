@@ -27,7 +27,8 @@ def percent(estimate: Estimate | None, interval: bool = False) -> str:
     return text
 
 
-def _points(estimate: Estimate | None) -> str:
+def points(estimate: Estimate | None) -> str:
+    """`+2.5 [-0.1, +5.0]`: a difference in points."""
     if estimate is None:
         return "-"
     assert estimate.low is not None
@@ -75,7 +76,7 @@ def _threats(threats: Sequence[ThreatRow]) -> str:
         "goal": lambda t: t.goal,
         "clean % [95 %]": lambda t: percent(t.clean_accuracy, True),
         "worst case % [95 %]": lambda t: percent(t.worst_case_accuracy, True),
-        "against undefended": lambda t: _points(t.difference_to_baseline),
+        "against undefended": lambda t: points(t.difference_to_baseline),
         "verdict": lambda t: t.verdict or "not measured",
     }
     return _table("Worst case over the attacks", columns, threats, constant=("dataset", "model", "norm", "goal"))
