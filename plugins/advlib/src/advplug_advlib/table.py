@@ -30,10 +30,10 @@ class Row:
 
     `function` is its path inside `adv_lib.attacks`. `norm` and `eps` are the keywords that take the norm (as `order`
     says) and the budget, empty where there is none. `extra` are further keywords by norm; parameters that are not
-    none go before them. `dlr` is how many classes
-    the difference of logits ratio needs, (untargeted, targeted), where it is the loss or the parameter `loss` says so.
-    `seeks`: it minimises the change; otherwise it stays within a budget. `draws`: it draws random numbers, which a
-    batch shares; `entwined`: its stopping rule looks at the whole batch.
+    none go before them. `dlr` is how many classes the difference of logits ratio needs, (untargeted, targeted), where
+    it is the loss or the parameter `loss` says so. `seeks`: it minimises the change; otherwise it stays within a
+    budget. `draws`: it draws random numbers, which a batch shares; `entwined`: its stopping rule looks at the whole
+    batch.
     """
 
     name: str
