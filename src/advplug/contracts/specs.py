@@ -1,0 +1,111 @@
+"""What a plugin declares of what it registers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+from advplug.contracts.defenses import Gradient
+from advplug.contracts.threats import Access, Norm, Strength
+from advplug.params import ParamSpec
+from advplug.parse import VictimRef
+
+
+class Metric(Protocol):
+    """Named values from the per-image evidence of one cell; None where a quantity does not apply."""
+
+    def __call__(self, evidence: Any) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class AttackCaps:
+    """What an attack can do.
+
+    `min_classes` and `max_classes` bound the class counts it is defined for, `channels` the images' channels
+    (None: any). `minimum_norm`: it seeks the smallest change, so one run answers for every budget.
+    `per_batch`: its random draws are shared by a batch, so results depend on the batch size. `threat` names the
+    parameters that describe the perturbation set rather than the attack.
+    """
+
+    access: Access
+    norms: frozenset[Norm]
+    goals: frozenset[str] = frozenset({"untargeted"})
+    strength: Strength = Strength.ITERATIVE
+    stochastic: bool = False
+    warm_start: bool = False
+    min_classes: int = 2
+    max_classes: int | None = None
+    channels: tuple[int, ...] | None = None
+    minimum_norm: bool = False
+    per_batch: bool = False
+    threat: tuple[str, ...] = ()
+    modality: str = "image"
+
+
+@dataclass(frozen=True)
+class DefenseCaps:
+    """What a defense is made of: stages among data, objective, tune, wrap; and how gradients pass it.
+
+    `certifies` is the norm in which it proves its answers. `loaded` is what to write instead for weights that are
+    only loaded, where the defense trains.
+    """
+
+    stages: tuple[str, ...]
+    gradient: Gradient = Gradient.EXACT
+    stochastic: bool = False
+    rejects: bool = False
+    certifies: Norm | None = None
+    loaded: str | None = None
+    modality: str = "image"
+
+
+@dataclass(frozen=True)
+class ModelCaps:
+    """`task` is what the columns of the logits are: classes, or entries of a caption gallery."""
+
+    task: str = "classification"
+    modality: str = "image"
+
+
+@dataclass(frozen=True)
+class DatasetCaps:
+    """`embedded` data needs no file and no network."""
+
+    modality: str = "image"
+    embedded: bool = False
+
+
+@dataclass(frozen=True)
+class MetricCaps:
+    """The names of the values that a metric returns."""
+
+    values: tuple[str, ...]
+
+
+Caps: TypeAlias = AttackCaps | DefenseCaps | ModelCaps | DatasetCaps | MetricCaps
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One registered thing.
+
+    `target` is "module:factory", imported on use; the factory's annotated signature gives the
+    parameters unless `params` states them. `needs` maps the bound parameters to further victims that
+    the factory gets as keyword arguments (surrogates, proxies, clean twins): `"model"` inside such a
+    reference stands for the attacked model. Parameters of type VictimRef are needs by themselves. `narrow` gives
+    the capabilities where they depend on the bound parameters; `caps` are then those of the defaults.
+    """
+
+    name: str
+    target: str
+    caps: Caps
+    summary: str
+    paper: str = ""
+    params: tuple[ParamSpec, ...] | None = None
+    needs: Callable[[Mapping[str, Any]], Mapping[str, VictimRef]] | None = None
+    narrow: Callable[[Mapping[str, Any]], Caps] | None = None
+
+    def caps_of(self, params: Mapping[str, Any]) -> Caps:
+        """The capabilities with these bound parameters."""
+        return self.narrow(params) if self.narrow else self.caps
