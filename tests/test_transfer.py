@@ -169,6 +169,24 @@ def test_a_matrix_in_one_command(tmp_path) -> None:
     assert {parse_reference(c["attack"]).get("from") for c in cells} == {"cnn", "cnn:seed=1"}
 
 
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        ("pgdd", "no attack is called 'pgdd'; did you mean 'pgd'?"),
+        ("pgd:stepz=4", "attack 'pgd' has no parameter 'stepz'; did you mean 'steps'?"),
+        ("deepfool", "deepfool has no images of a given budget to hand over"),
+    ],
+)
+def test_a_mistake_in_the_crafting_attack_is_found_before_anything_is_trained(attack: str, message: str) -> None:
+    for command in (
+        ("transfer", "-m", "cnn", "-m", "resnet18", "-a", attack),
+        ("eval", "-m", "cnn", "-a", f"transfer:from=cnn,attack=({attack})"),
+    ):
+        done = run(*command, "--dry-run")
+        assert (done.code, done.out) == (2, "")
+        assert message in done.err
+
+
 def test_one_model_makes_no_matrix() -> None:
     done = run("transfer", "-m", "cnn", "-m", "cnn")
     assert done.code == 2

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from advplug.contracts import Access, AttackCaps, Param, Spec, Stack, Strength, VictimRef
 from advplug.defaults import CRAFTED_BY
@@ -11,6 +12,7 @@ from advplug.parse import parse_reference
 
 if TYPE_CHECKING:
     from advplug.attacks.transfer import Transfer
+    from advplug.registry import Entry
 
 INNER = Stack((parse_reference(CRAFTED_BY),))
 
@@ -21,6 +23,15 @@ def transfer(
 ) -> Transfer:
     """Crafts on a surrogate."""
     from advplug.attacks.transfer import Transfer
+
+    entry, params = _inner(attack)
+    caps, surrogate = entry.spec.caps, cast("Any", from_)
+    assert isinstance(caps, AttackCaps)
+    return Transfer(surrogate, entry.make(params), str(attack), caps)
+
+
+def _inner(attack: Stack) -> tuple[Entry, dict[str, Any]]:
+    """The attack that crafts, with its parameters. Raises UsageError for one that has no images to hand over."""
     from advplug.registry import registry
 
     if len(attack) != 1:
@@ -35,8 +46,14 @@ def transfer(
     # An image that just fools the surrogate rarely fools anybody else.
     if "keep_going" in params and reference.get("keep_going") is None:
         params["keep_going"] = True
-    surrogate: Any = from_
-    return Transfer(surrogate, entry.make(params), str(reference), caps)
+    return entry, params
+
+
+def needs(bound: Mapping[str, Any]) -> dict[str, VictimRef]:
+    """No victims but `from`; a mistake in `attack` is found here, before anything is trained. Raises UsageError."""
+    if "attack" in bound:
+        _inner(bound["attack"])
+    return {}
 
 
 ATTACKS: list[Spec] = [
@@ -52,5 +69,6 @@ ATTACKS: list[Spec] = [
         ),
         "Crafted on another model or defended model, judged on the victim",
         "Szegedy et al. 2013, arXiv 1312.6199, section 4.2; Papernot et al. 2016, arXiv 1605.07277",
+        needs=needs,
     )
 ]
