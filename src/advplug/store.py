@@ -31,6 +31,8 @@ _PUT = (
     "ON CONFLICT (key) DO UPDATE SET status=excluded.status, cell=excluded.cell, "
     "evidence=excluded.evidence, finished=excluded.finished WHERE cell.status != 'ok' OR ?"
 )
+_CERTIFICATE = "certificate"
+"""What stands in the place of a sweep's key in the row of a certificate."""
 LAYOUT = 1
 """Version of the tables; a folder of another version is refused, never rewritten."""
 
@@ -116,7 +118,7 @@ class Store:
 
     def put_certificate(self, made: Certificate, proofs: bytes | None) -> None:
         """Writes a certificate at once; one that is `ok` already stays as it is."""
-        row = (made.key, "certificate", made.status, json.dumps(asdict(made), allow_nan=False), proofs)
+        row = (made.key, _CERTIFICATE, made.status, json.dumps(asdict(made), allow_nan=False), proofs)
         with self._transaction():
             self._db.execute(_PUT, (*row, False))
 
@@ -167,9 +169,11 @@ def contents(folder: Path) -> list[tuple[Cell, Evidence]]:
         raise UsageError(f"{folder} holds no results.sqlite; give the folder of a run, the one named with -o")
     uri = f"{path.absolute().as_uri()}?mode=rw"
     with explained(folder), contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
-        query = "SELECT cell, evidence FROM cell WHERE status='ok' AND evidence IS NOT NULL ORDER BY rowid"
+        query = (
+            "SELECT cell, evidence FROM cell WHERE status='ok' AND evidence IS NOT NULL AND sweep!=? ORDER BY rowid"
+        )
         made = db.execute("SELECT 1 FROM sqlite_master WHERE name='cell'").fetchone()
-        rows = db.execute(query).fetchall() if made else []
+        rows = db.execute(query, (_CERTIFICATE,)).fetchall() if made else []
     return [(cell_from_json(json.loads(cell)), Evidence.from_bytes(evidence)) for cell, evidence in rows]
 
 
