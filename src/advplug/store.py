@@ -169,9 +169,7 @@ def contents(folder: Path) -> list[tuple[Cell, Evidence]]:
         raise UsageError(f"{folder} holds no results.sqlite; give the folder of a run, the one named with -o")
     uri = f"{path.absolute().as_uri()}?mode=rw"
     with explained(folder), contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
-        query = (
-            "SELECT cell, evidence FROM cell WHERE status='ok' AND evidence IS NOT NULL AND sweep!=? ORDER BY rowid"
-        )
+        query = "SELECT cell, evidence FROM cell WHERE status='ok' AND evidence IS NOT NULL AND sweep!=? ORDER BY rowid"
         made = db.execute("SELECT 1 FROM sqlite_master WHERE name='cell'").fetchone()
         rows = db.execute(query, (_CERTIFICATE,)).fetchall() if made else []
     return [(cell_from_json(json.loads(cell)), Evidence.from_bytes(evidence)) for cell, evidence in rows]
