@@ -44,8 +44,8 @@ def corner(eps: float = float(EPS)) -> tuple[Affine, Tensor, Tensor, Tensor]:
 
 def inner(text: str, norm: str = "linf", eps: Fraction | None = EPS, classes: int = 2) -> Inner:
     """The inner attack as `advtrain` makes it."""
-    made = advtrain._inner(parse_stack(text), None)
-    return Inner(made.kernel, made.label, made.caps, norm, eps, classes)
+    made = advtrain.inner_attack(parse_stack(text), None, norm)
+    return Inner(made.entry.make(made.params), made.label, made.caps, made.norm, eps, classes)
 
 
 def training(n: int = 40, epochs: int = 1, info: DatasetInfo = INFO, seed: int = 0) -> Training:
@@ -521,16 +521,28 @@ def test_a_warning_reaches_the_cells(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         ("advtrain:attack=fgsm,steps=4", "attack 'fgsm' has no parameter 'steps'"),
         ("advtrain:attack=(mifgsm),norm=l1", "advtrain: mifgsm has no l1 version; it works in l2, linf"),
         ("advtrain:attack=pgdd", "did you mean 'pgd'?"),
-        ("advtrain:eps=8", "an L-inf budget above 1 has no meaning; did you mean 8/255?"),
-        ("trades:norm=l2", "this dataset has no customary budget in l2; write trades:norm=l2,eps=..."),
         ("adv-finetune:preset=light,norm=l2", "the budget of preset=light is one in linf; write eps= for norm=l2"),
     ],
 )
-def test_what_cannot_be_used_is_told_in_one_line(text: str, message: str) -> None:
+def test_what_cannot_be_used_is_told_before_anything_is_trained(text: str, message: str) -> None:
+    ran = run("eval", "--dataset", TINY, "-m", CNN, "-d", text, "-a", "fgsm", "--dry-run")
+    assert (ran.code, ran.out) == (2, "")
+    assert message in ran.err
+    assert len(ran.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("advtrain:eps=8", "an L-inf budget above 1 has no meaning; did you mean 8/255?"),
+        ("trades:norm=l2", "this dataset has no customary budget in l2; write trades:norm=l2,eps=..."),
+        ("advtrain:norm=l2", "this dataset has no customary budget in l2; write advtrain:norm=l2,eps=..."),
+    ],
+)
+def test_budgets_that_cannot_be_trained_for(text: str, message: str) -> None:
     with pytest.raises(UsageError) as error:
         apply(text, net(), training())
     assert message in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["advtrain:share=0", "advtrain:share=1.1", "advtrain:steps=0", "trades:beta=0",

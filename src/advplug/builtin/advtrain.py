@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from advplug.defenses.train_losses import TrainingLoss
+    from advplug.registry import Entry
     from advplug.rng import Stream
     from advplug.train import Training
 
@@ -49,13 +50,14 @@ INNER = Stack((Reference("pgd", (("steps", "7"),)),))
 
 
 @dataclass(frozen=True)
-class _Attack:
-    """An inner attack with checked parameters."""
+class InnerAttack:
+    """An inner attack with checked parameters, and the norm it is run in."""
 
     label: str
     caps: AttackCaps
+    entry: Entry
     params: Mapping[str, Any]
-    kernel: Any
+    norm: Norm
 
     @property
     def one_step(self) -> bool:
@@ -76,23 +78,19 @@ def advtrain(
 ) -> Defense:
     """Trains on examples that the attack makes anew for each batch, against the model as it is then.
 
-    `Fit.apply` raises UsageError for an attack, norm or budget that does not serve.
+    Raises UsageError for an attack or norm that does not serve, `Fit.apply` for such a budget.
     """
+    inner = inner_attack(attack, steps, norm)
 
     def apply(model: nn.Module, training: Training) -> Tuned:
         from advplug.defenses import train_facts, train_losses
         from advplug.defenses.adversarial import Inner
 
-        inner = _inner(attack, steps)
         smallest = inner.caps.minimum_norm
-        order = ("l2", *LP) if smallest else LP
-        chosen: Norm = norm or next(n for n in order if n in inner.caps.norms)
-        if chosen not in inner.caps.norms:
-            known = ", ".join(sorted(inner.caps.norms & set(LP)))
-            raise UsageError(f"advtrain: {inner.label} has no {chosen} version; it works in {known}")
-        bound = None if smallest and eps is None else _eps("advtrain", eps, chosen, training.info)
-        examples = Inner(inner.kernel, inner.label, inner.caps, chosen, bound, len(training.info.classes))
-        facts = {"attack": inner.label, "norm": chosen, "eps": str(bound or "unbounded")}
+        bound = None if smallest and eps is None else _eps("advtrain", eps, inner.norm, training.info)
+        kernel = inner.entry.make(inner.params)
+        examples = Inner(kernel, inner.label, inner.caps, inner.norm, bound, len(training.info.classes))
+        facts = {"attack": inner.label, "norm": inner.norm, "eps": str(bound or "unbounded")}
         if not (smallest or inner.one_step):
             return _fitted(model, training, train_losses.mixed(examples, share), facts)
         rest, held = train_facts.hold_back(training)
@@ -100,15 +98,30 @@ def advtrain(
         if smallest:
             return replace(made, facts=facts | train_facts.median_size(made.model, held, rest, examples))
         assert bound is not None
-        return replace(made, facts=facts | train_facts.overfitting(made.model, held, rest, chosen, float(bound)))
+        return replace(made, facts=facts | train_facts.overfitting(made.model, held, rest, inner.norm, float(bound)))
 
     return (Fit(apply),)
 
 
-def _inner(stack: Stack, steps: int | None) -> _Attack:
+def inner_attack(stack: Stack, steps: int | None, norm: Norm | None) -> InnerAttack:
     """The inner attack: all steps taken, in float32. Raises UsageError for one that gives no examples to train on."""
+    reference = _with_steps(stack, steps)
+    entry, params, caps = _gradient_attack(reference)
+    # Images that leave once they are fooled would lie at the boundary, and a timed precision would not repeat itself.
+    for key, value in (("keep_going", True), ("precision", "float32")):
+        if key in params and reference.get(key) is None:
+            params[key] = value
+    order = ("l2", *LP) if caps.minimum_norm else LP
+    chosen: Norm = norm or next(n for n in order if n in caps.norms)
+    if chosen not in caps.norms:
+        known = ", ".join(sorted(caps.norms & set(LP)))
+        raise UsageError(f"advtrain: {reference} has no {chosen} version; it works in {known}")
+    return InnerAttack(str(reference), caps, entry, params, chosen)
+
+
+def _with_steps(stack: Stack, steps: int | None) -> Reference:
+    """The one attack of `stack`, without a threat, with `steps` where they are given."""
     from advplug.matrix import THREAT_KEYS
-    from advplug.registry import registry
 
     if len(stack) != 1:
         raise UsageError(f"advtrain: attack takes one attack, like (pgd:steps=7), got '{stack}'")
@@ -122,17 +135,19 @@ def _inner(stack: Stack, steps: int | None) -> _Attack:
             raise UsageError(f"advtrain: steps={steps} contradicts '{reference}'; give one of them")
         kept = tuple(p for p in reference.params if p[0] != "steps")
         reference = Reference(reference.name, (*kept, ("steps", str(steps))))
+    return reference
+
+
+def _gradient_attack(reference: Reference) -> tuple[Entry, dict[str, Any], AttackCaps]:
+    from advplug.registry import registry
+
     entry = registry().get("attack", reference.name)
-    caps = entry.spec.caps
+    params = entry.bind(reference)
+    caps = entry.spec.caps_of(params)
     assert isinstance(caps, AttackCaps)
     if caps.access is not Access.GRADIENT or not caps.norms & set(LP) or "untargeted" not in caps.goals:
         raise UsageError(f"advtrain: {entry.name} is no gradient attack in {', '.join(LP)}; use one like pgd")
-    params = entry.bind(reference)
-    # Images that leave once they are fooled would lie at the boundary, and a timed precision would not repeat itself.
-    for key, value in (("keep_going", True), ("precision", "float32")):
-        if key in params and reference.get(key) is None:
-            params[key] = value
-    return _Attack(str(reference), caps, params, entry.make(params))
+    return entry, params, caps
 
 
 def trades(
@@ -219,11 +234,10 @@ def adv_finetune(
 ) -> Defense:
     """Fine-tunes on clean images and on I-FGSM images made anew for each batch: CE(x) + lambda CE(x_adv).
 
-    `Tune.apply` raises UsageError for a budget that does not serve.
+    Raises UsageError for a preset in another norm without a budget, `Tune.apply` for a budget that does not serve.
     """
     usual = PRESETS[preset]
-    if preset and norm != "linf" and eps is None:
-        raise UsageError(f"adv-finetune: the budget of preset={preset} is one in linf; write eps= for norm={norm}")
+    _check_preset(preset, norm, eps)
     count, weight = steps or usual.steps, lambda_ if lambda_ is not None else usual.weight
 
     def apply(model: nn.Module, training: Training) -> Tuned:
@@ -253,6 +267,11 @@ def grad_reg(
     return (Tune(apply),)
 
 
+def _check_preset(preset: str | None, norm: Norm, eps: Fraction | None) -> None:
+    if preset and norm != "linf" and eps is None:
+        raise UsageError(f"adv-finetune: the budget of preset={preset} is one in linf; write eps= for norm={norm}")
+
+
 # --- shared ----------------------------------------------------------------------------------------
 
 
@@ -278,12 +297,26 @@ def _fitted(
 _HERE = "advplug.builtin.advtrain:"
 _TRAIN, _TUNE = DefenseCaps(("objective",), loaded="adv-finetune"), DefenseCaps(("tune",))
 
+
+def _advtrain_caps(params: Mapping[str, Any]) -> DefenseCaps:
+    """The same for all parameters; a mistake in them is found here, before anything is trained. Raises UsageError."""
+    inner_attack(params["attack"], params["steps"], params["norm"])
+    return _TRAIN
+
+
+def _finetune_caps(params: Mapping[str, Any]) -> DefenseCaps:
+    """Likewise."""
+    _check_preset(params["preset"], params["norm"], params["eps"])
+    return _TUNE
+
+
 DEFENSES: list[Spec] = [
     Spec(
         "advtrain", _HERE + "advtrain", _TRAIN,
         "Adversarial training on the images of any gradient attack or DeepFool",
         "Madry et al. 2017, arXiv 1706.06083; FGSM: Goodfellow et al. 2014, arXiv 1412.6572; "
         "DeepFool: Moosavi-Dezfooli et al. 2015, arXiv 1511.04599",
+        narrow=_advtrain_caps,
     ),
     Spec(
         "trades", _HERE + "trades", _TRAIN,
@@ -299,6 +332,7 @@ DEFENSES: list[Spec] = [
         "adv-finetune", _HERE + "adv_finetune", _TUNE,
         "Adversarial fine-tuning of trained, loaded or pruned weights",
         "Kurakin et al. 2016, arXiv 1611.01236",
+        narrow=_finetune_caps,
     ),
     Spec(
         "grad-reg", _HERE + "grad_reg", _TUNE,
