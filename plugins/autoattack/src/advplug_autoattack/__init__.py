@@ -52,7 +52,7 @@ ATTACKS = [
           _AUTOATTACK, _L1),
     _spec("fab", "fab", _FAB_CAPS, "FAB: projections on linearised decision boundaries, kept within eps", _FAB),
     _spec("fab-t", "fab_t", _FAB_T, "FAB towards each likely class in turn", _FAB),
-    _spec("square", "square", _SQUARE_CAPS, "random search with squares, by scores alone", _SQUARE, _L1),
+    _spec("square", "square", _SQUARE_CAPS, "Random search with squares, by scores alone", _SQUARE, _L1),
 ]  # fmt: skip
 
 
