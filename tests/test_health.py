@@ -100,6 +100,7 @@ FAULTS = {
     "not-converged": group(audit=audit(longer=bits(53, 64) & ~bits(50, 64))),
     "defense-adds-nothing": group(finding(static=bits(50)[:, None]), defended=True,
                                   difference=Estimate(0.01, 0.0, 0.02, N)),
+    "below-certified": group(certified=bits(1)),
 }  # fmt: skip
 
 
@@ -136,6 +137,7 @@ def test_one_image_or_a_hair_is_no_sign(name):
         "unbounded-attack-fails": group(audit=audit(unbounded=bits(57, 64))),
         "not-converged": group(audit=audit(longer=bits(52, 64) & ~bits(50, 64))),
         "defense-adds-nothing": group(defended=True, difference=Estimate(0.02, 0.001, 0.04, N)),
+        "below-certified": group(certified=~bits(50)),
     }[name]
     assert CHECKS[name].run(under) == Outcome("passed")
 
@@ -143,7 +145,7 @@ def test_one_image_or_a_hair_is_no_sign(name):
 def test_without_evidence_a_check_is_unchecked_and_nothing_is_trusted():
     bare = Group([finding(steps=None, zero_gradient=None, nonfinite=None, any_iterate=None)])
     flags, unchecked = examine(bare)
-    optional = {"static-beats-adaptive", "defense-adds-nothing"}
+    optional = {"static-beats-adaptive", "defense-adds-nothing", "below-certified"}
     evident = {"perturbation-violation", "lost-in-rounding", "near-chance"}
     assert set(unchecked) == CHECKS.keys() - evident - optional
     assert verdict(bare, flags, unchecked) == "upper bound"

@@ -103,6 +103,36 @@ class Snapping(Linear):
         return far * super().forward(snapped) * 2 + (1 - far) * super().forward(x)
 
 
+class HalfDetached(Linear):
+    """No gradient from the half of the pixels that says as much as the other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = x.chunk(2, dim=3)
+        return super().forward(torch.cat([left, right.detach()], 3))
+
+
+class Saturated(Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 1000
+
+
+class Drawing(Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + 0.05 * torch.randn(x.shape))
+
+
+class Probabilities(Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).softmax(1)
+
+
+class Standardised(Linear):
+    """Trained, one might say, on (x - 0.5) / 0.5: pixels that are bright on average speak for the first class."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * 0.5 + 0.5) + 20 * x.mean((1, 2, 3))[:, None] * torch.tensor([1.0, 0, 0, 0])
+
+
 def flags(model: nn.Module, attack="pgd:steps=20", eps="28/255", **options) -> set[str]:
     result = advplug.evaluate(model, attack, dataset=(X, Y), classes=CLASSES, eps=eps, **options)
     assert [c.reason for c in result.failed] == []
@@ -117,8 +147,8 @@ def test_the_sound_twin_carries_no_flag(attack):
 
 
 def test_the_standard_protocol_on_the_sound_twin_is_trusted():
-    result = advplug.evaluate(Linear(), dataset=(X, Y), eps=["1/50", "1/20"])
-    assert [t.verdict for t in result.threats] == ["trusted", "trusted"]
+    result = advplug.evaluate(Linear(), dataset=(X[:40], Y[:40]), eps="1/20")
+    assert [(t.verdict, t.flags, t.unchecked) for t in result.threats] == [("trusted", (), ())]
 
 
 @pytest.mark.parametrize(
@@ -131,6 +161,12 @@ def test_the_standard_protocol_on_the_sound_twin_is_trusted():
         (BatchStatistics(), "batch-dependent", "28/255"),
         (FlippedGradient(), "noise-beats-attack", "2/5"),
         (Snapping(), "rises-with-budget", "28/255"),
+        (HalfDetached(), "gradient-mismatch", "28/255"),
+        (Saturated(), "saturated-logits", "28/255"),
+        (Drawing(), "randomised-without-eot", "28/255"),
+        (Probabilities(), "probabilities", "28/255"),
+        (Standardised(), "undeclared-normalisation", "28/255"),
+        (OneBit(), "unbounded-attack-fails", "28/255"),
     ],
 )
 def test_a_broken_victim_trips_its_check(model, name, eps):
@@ -142,6 +178,19 @@ def test_steps_too_small_let_one_step_win():
     assert flags(Linear(), "ifgsm:steps=5") == set()
 
 
+def test_twice_the_steps_find_what_too_few_leave():
+    assert "not-converged" in flags(Linear(), "pgd:steps=5,alpha=1/300")
+    assert flags(Linear(), "pgd:steps=40") == set()
+
+
+def test_random_search_finds_what_masked_gradients_hide():
+    result = advplug.evaluate(OneBit(), ["pgd:steps=5", "square:queries=1000"], dataset=(X, Y), eps="2/5")
+    (row,) = result.threats
+    assert "black-box-beats-white-box" in {f.name for f in row.flags}
+    sound = advplug.evaluate(Linear(), ["pgd:steps=20", "square:queries=1000"], dataset=(X, Y), eps="12/255")
+    assert (sound.threats[0].flags, sound.threats[0].unchecked) == ((), ())
+
+
 class Plugin:
     """An attack that ignores its budget, and a defense whose declared gradient misleads, with repaired twins."""
 
@@ -149,7 +198,9 @@ class Plugin:
     @advplug.hookimpl
     def advplug_attacks():
         caps = contracts.AttackCaps(contracts.Access.DECISION, frozenset({"linf"}))
-        return [contracts.Spec(n, f"{__name__}:{n}", caps, n) for n in ("overstep", "instep")]
+        white = contracts.AttackCaps(contracts.Access.GRADIENT, frozenset({"linf"}))
+        found = [contracts.Spec(n, f"{__name__}:{n}", caps, n) for n in ("overstep", "instep")]
+        return [*found, *(contracts.Spec(n, f"{__name__}:{n}", white, n) for n in ("first_kept", "last_kept"))]
 
     @staticmethod
     @advplug.hookimpl
@@ -171,6 +222,26 @@ def _blast(factor: float):
         return contracts.Crafted((batch.x + factor * threat.eps).clamp(0, 1))
 
     return attack
+
+
+def _there_and_back(keep: int):
+    """Steps to where the victim is fooled, then back; returns the images of either place."""
+
+    def attack(victim, batch, threat, rng):
+        toward = (WEIGHT[(batch.y + 1) % CLASSES] - WEIGHT[batch.y]).sign().view_as(batch.x)
+        stations = [(batch.x + threat.eps * toward).clamp(0, 1), batch.x]
+        fooled = victim.decide(stations[0]).label != batch.y
+        return contracts.Crafted(stations[keep], contracts.Trace(any_iterate=fooled))
+
+    return attack
+
+
+def first_kept():
+    return _there_and_back(0)
+
+
+def last_kept():
+    return _there_and_back(1)
 
 
 def overstep():
@@ -213,6 +284,19 @@ def test_an_attack_outside_its_budget_is_reported_and_projected():
     twin = advplug.evaluate(Linear(), ["instep"], dataset=(X, Y), eps="28/255")
     assert twin.cells[0].flags == ()
     assert cell.metrics["robust_accuracy"] == twin.cells[0].metrics["robust_accuracy"]
+
+
+@pytest.mark.usefixtures("with_plugin")
+def test_successes_that_are_not_returned_are_seen():
+    assert "silent-success" in flags(Linear(), "last_kept")
+    assert "silent-success" not in flags(Linear(), "first_kept")
+
+
+@pytest.mark.usefixtures("with_plugin")
+def test_a_defense_without_effect_is_called_so_and_stays_trusted():
+    result = advplug.evaluate(Linear(), "apgd", "honest", dataset=(X, Y), eps="1/50")
+    assert [f.name for f in result.threats[1].flags] == ["defense-adds-nothing"]
+    assert [t.verdict for t in result.threats] == ["trusted", "trusted"]
 
 
 @pytest.mark.usefixtures("with_plugin")

@@ -19,7 +19,7 @@ from advplug.errors import CellFailure
 from advplug.rng import Stream
 from advplug.testing.problems import fragile, fragile_batch
 from advplug.testing.state import differences, fingerprint, with_gradients
-from advplug.victim import Victim
+from advplug.victim import Passes, Victim
 from advplug.wrapping import AsModule, Wrapped
 
 THREAT = Threat(Ball("linf", Fraction(1, 10)))
@@ -202,6 +202,33 @@ def test_labels_of_rejected_images_are_not_given_away() -> None:
     assert seen == [[0], [1]]
 
 
+def test_the_closest_success_against_a_randomised_victim_is_no_lucky_one() -> None:
+    """Of 60 queries around the boundary some succeed by chance, far inside the image's own class."""
+
+    def near(module: AsModule, part: Batch, threat: Threat) -> Tensor:
+        for step in range(60):
+            module(part.x + 0.001 * (60 - step))
+        return part.x
+
+    victim, batch = corner(8)
+    noise = Wrap(lambda f, x, rng: f(x + 0.02 * torch.randn(len(x), 1, 1, 1, generator=rng)), stochastic=True, draws=9)
+    noisy = replace(victim, wraps=(noise,))
+    attack = wrapped(near, access=Access.DECISION, one_by_one=True, queries=1000)
+    made = attack(noisy, batch, THREAT, Stream(0, "a"))
+    # The boundary is at 0.55.
+    means = made.x.flatten(1).mean(1)
+    assert means.min() > 0.525
+    assert 0.535 < means.mean() < 0.556
+    assert made.trace is not None
+    assert made.trace.queries is not None
+    assert int(made.trace.queries.sum()) == noisy.passes.forward
+    few = wrapped(near, access=Access.DECISION, one_by_one=True, queries=20)
+    again = few(replace(noisy, passes=Passes()), batch, THREAT, Stream(0, "a"))
+    assert again.trace is not None
+    assert again.trace.queries is not None
+    assert again.trace.queries.tolist() == [20] * 8
+
+
 # --- state ------------------------------------------------------------------------------------------
 
 
@@ -266,3 +293,45 @@ def test_draws_depend_on_the_image_where_it_goes_alone() -> None:
     order = torch.tensor([3, 0, 4, 1, 2])
     assert torch.equal(run(batch).x[order], run(batch.take(order)).x)
     assert not torch.equal(run(batch).x, run(batch, 1).x)
+
+
+# --- successes on the way ---------------------------------------------------------------------------
+
+
+def passing(*stations: Callable[[Batch], Tensor]) -> Callable[..., Tensor]:
+    """An attack that asks about these images in turn and returns the clean ones."""
+
+    def call(module: AsModule, part: Batch, threat: Threat) -> Tensor:
+        for station in stations:
+            module(station(part))
+        return part.x
+
+    return call
+
+
+def test_a_success_that_is_not_returned_is_noted_image_by_image() -> None:
+    scene = linear.problem()
+    victim, batch = scene.victim(), scene.batch
+    toward = (scene.module.weight[1 - batch.y] - scene.module.weight[batch.y]).sign().view_as(batch.x).detach()
+    half = torch.arange(len(batch)) % 2 == 0
+    some = batch.x + 0.05 * toward * half[:, None, None, None]
+    made = wrapped(passing(lambda part: some))(victim, batch, THREAT, Stream(0, "test"))
+    assert made.trace is not None
+    assert torch.equal(made.trace.any_iterate, half)  # type: ignore[arg-type]
+    outside, other_order = batch.x + 0.2 * toward, (batch.x + 0.05 * toward).flip(0)
+    stations = (lambda part: outside, lambda part: some[:2], lambda part: other_order, lambda part: part.x)
+    missed = wrapped(passing(*stations))(victim, batch, THREAT, Stream(0, "test"))
+    assert missed.trace is not None
+    assert not missed.trace.any_iterate.any()  # type: ignore[union-attr]
+
+
+def test_successes_on_the_way_say_nothing_of_random_proxied_or_unbounded_threats() -> None:
+    proxied = Wrap(lambda f, x, rng: f(x).round(), Gradient.BPDA, surrogates=(lambda f, x, rng: f(x),))
+    random = Wrap(lambda f, x, rng: f(x), stochastic=True, draws=2)
+    for wraps, threat in (
+        ((proxied,), THREAT),
+        ((random,), THREAT),
+        ((), Threat(MinimumNorm("linf", Fraction(1, 10)))),
+    ):
+        victim, batch = scene(wraps)
+        assert wrapped(passing(lambda part: part.x))(victim, batch, threat, Stream(0, "test")).trace is None

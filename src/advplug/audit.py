@@ -32,11 +32,12 @@ from advplug.craft import checked, craft, targets
 from advplug.decisions import CHUNK, Batching, Clean, draws_of, succeeds
 from advplug.evidence import Array
 from advplug.health.attacks import QUERIES
-from advplug.health.facts import Audit, Finding, broken
+from advplug.health.facts import CHOICE, Audit, Finding, broken
 from advplug.health.gradients import SHARE_SATURATED
 from advplug.inspection import inspect
 from advplug.matrix import Bound
 from advplug.rng import Stream
+from advplug.victim import span
 
 AuditLevel = Literal["none", "quick", "full"]
 QUICK = 64
@@ -79,12 +80,12 @@ def run_audit(
         gradient=str(victim.gradient),
         stochastic=victim.stochastic,
         draws=victim.draws,
-        rejects=any(w.accepts is not None for w in victim.wraps),
+        rejects=victim.rejects,
         level=level,
     )
     if not len(rows):
         return declared
-    seen = vars(inspect(built, right, rows, first, batching))
+    seen = vars(inspect(built, rows, first, batching))
     probes = _Probes(built, clean, threat, rows, batching)
     found = probes.short(seen["saturated"], declared.rejects)
     if level == "full" and threat[0] in ("linf", "l2"):
@@ -136,14 +137,19 @@ class _Probes:
             return {}
         best = max(iterative, key=lambda m: (m.finding.strength, _steps(m.attack)))
         attack, steps, runs = _doubled(best.attack, self.threat[0])
-        left = np.flatnonzero(~broken([m.finding for m in members], self.rows))
+        left = np.flatnonzero(~broken([m.finding for m in members], self.rows, CHOICE))
         if allowed is not None:
-            left = left[: max(0, allowed // ((runs * (steps + 1) + 1) * self.unit))]
+            left = left[: self._reach(allowed // ((runs * (steps + 1) + 1) * self.unit), len(left))]
         probed, longer = (np.zeros(len(self.rows), dtype=bool) for _ in range(2))
         probed[left] = True
         if len(left):
             longer[left] = replace(self, rows=self.rows[left]).run(attack, "longer")
         return {"probed": probed, "longer": longer, "longer_steps": steps}
+
+    def _reach(self, passes: int, most: int) -> int:
+        """As many images, at most `most`, as so many passes hold, those included that only fill up a batch."""
+        size = max(1, self.built.victim.batch_size)
+        return max((n for n in range(1, most + 1) if span(n, size) <= passes), default=0)
 
     def run(self, attack: EvasionAttack, name: str, ball: Ball | None = None) -> Array:
         """(m,) bool: which of the images the attack breaks, by majority of the draws."""

@@ -7,7 +7,7 @@ spent, and fails the cell where what comes back is no image inside the perturbat
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +51,7 @@ class AsModule(nn.Module):
         self.limit: int | None = None
         self.tally: Tensor | None = None
         self.seen: Callable[[Tensor, Decision], None] | None = None
+        self.passed: Callable[[Tensor, Tensor], None] | None = None
         self.withheld: Tensor | None = None
         self._victim, self._access, self._view, self._probabilities = victim, access, view, probabilities
         self._dtype = next((p.dtype for p in victim.module.parameters() if p.is_floating_point()), None)
@@ -91,6 +92,8 @@ class AsModule(nn.Module):
         x = x.to(device=self._victim.device, dtype=self._dtype or x.dtype)
         if self._access is Access.GRADIENT:
             logits = self._differentiable(x)
+            if self.passed is not None:
+                self.passed(x.detach(), logits.detach())
         else:
             answer = self._victim.decide(x)
             if self.seen is not None:
@@ -100,6 +103,14 @@ class AsModule(nn.Module):
             assert answer.scores is not None  # a victim whose scores may be asked for answers with them
             logits = answer.scores
         return logits.softmax(1) if self._probabilities else logits
+
+    def repeat(self, x: Tensor) -> Iterator[Decision]:
+        """Further answers to images, as many as the victim has draws and the limit allows; each counts as a query."""
+        for _ in range(self._victim.draws):
+            if self.limit is not None and self.asked + len(x) > self.limit:
+                return
+            self.asked += len(x)
+            yield self._victim.decide(x)
 
     def _label(self, answer: Decision) -> Tensor:
         label = answer.label.clamp_min(0)
@@ -144,12 +155,14 @@ class Wrapped:
     queries: int | None = None
 
     def __call__(self, victim: Victim, batch: Batch, threat: Threat, rng: Stream) -> Crafted:
-        """Images of the library's making, the clean ones where it had none; `Trace.queries` for black boxes.
+        """Images of the library's making, the clean ones where it had none; in the trace `queries` for black boxes,
+        `any_iterate` for gradient attacks inside a ball on a deterministic victim that is attacked as it is.
 
         Raises CellFailure where an image leaves the perturbation set by more than rounding.
         """
         x = batch.x.clone()
         queries = torch.zeros(len(batch), dtype=torch.long)
+        passed = torch.zeros(len(batch), dtype=torch.bool)
         step = 1 if self.one_by_one else max(1, victim.batch_size)
         views = victim.views if self.access is Access.GRADIENT else 1
         for start in range(0, len(batch), step):
@@ -158,16 +171,24 @@ class Wrapped:
                 open_rows = rows if view == 0 else rows[~_fooled(victim, x[rows], batch.take(rows), threat)]
                 if len(open_rows):
                     part = batch.take(open_rows)
-                    made, asked = self._once(victim, part, threat, rng.child(int(part.index[0]), view), view)
+                    watch = Watch(part, threat)
+                    made, asked = self._once(victim, part, threat, rng.child(int(part.index[0]), view), view, watch)
                     x[open_rows.to(x.device)] = made
                     queries[open_rows] += asked
-        trace = None if self.access is Access.GRADIENT else Trace(queries=queries)
-        return Crafted(x, trace)
+                    passed[open_rows] |= watch.found.cpu()
+        if self.access is not Access.GRADIENT:
+            return Crafted(x, Trace(queries=queries))
+        ball = isinstance(threat.perturbation, Ball) and not isinstance(threat.perturbation, MinimumNorm)
+        other = victim.stochastic or victim.rejects or any(w.surrogates for w in victim.wraps)
+        return Crafted(x, Trace(any_iterate=passed) if ball and not other else None)
 
-    def _once(self, victim: Victim, part: Batch, threat: Threat, rng: Stream, view: int) -> tuple[Tensor, Tensor]:
+    def _once(
+        self, victim: Victim, part: Batch, threat: Threat, rng: Stream, view: int, watch: Watch
+    ) -> tuple[Tensor, Tensor]:
         """Images and queries (B,); where the library asks for a batch as one, each has its share, rounded up."""
         module = AsModule(victim, self.access, view, self.probabilities)
-        closest = Closest(part, threat)
+        module.passed = watch.see
+        closest = Closest(part, threat, module.repeat if victim.stochastic else None)
         if self.queries is not None:
             module.limit, module.seen = self.queries * len(part), closest.see
         if self.one_by_one:
@@ -228,13 +249,43 @@ def _positions(some: Tensor, x: Tensor) -> Tensor:
 
 
 @dataclass
-class Closest:
-    """The closest success among the queries of one image, inside the perturbation set; the clean image before."""
+class Watch:
+    """Which images of a batch were fooled (B,) inside the perturbation set on the way, whatever comes back."""
 
     part: Batch
     threat: Threat
+    found: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.found = torch.zeros(len(self.part), dtype=torch.bool, device=self.part.x.device)
+
+    def see(self, x: Tensor, logits: Tensor) -> None:
+        """Takes note of a pass of images (B, C, H, W) with their logits.
+
+        A library that passes them in another order is not believed: they then lie outside each other's balls.
+        """
+        if len(x) != len(self.part):
+            return
+        accepted = logits.isfinite().all(1)
+        hit = Decision(logits.argmax(1), accepted, logits).fooled(self.part.y, self.part.aim(self.threat.goal))
+        if bool(hit.any()):
+            self.found |= hit & self.threat.perturbation.check(self.part.x, x.to(self.part.x))
+
+
+@dataclass
+class Closest:
+    """The closest success among the queries of one image, inside the perturbation set; the clean image before.
+
+    `repeat` asks a randomised victim again: a success has to be one most of the time, or the closest would be the
+    luckiest. Until there is such a one, `x` is what succeeds most often.
+    """
+
+    part: Batch
+    threat: Threat
+    repeat: Callable[[Tensor], Iterable[Decision]] | None = None
     x: Tensor = field(init=False)
     size: float = float("inf")
+    share: float = 0.0
 
     def __post_init__(self) -> None:
         self.x = self.part.x.clone()
@@ -247,15 +298,31 @@ class Closest:
         """Takes note of a query of images (B, C, H, W) with their answers."""
         if len(self.part) != 1:
             return
-        hit = answer.fooled(self.part.y, self.part.aim(self.threat.goal))
+        hit = self._hits(answer)
         clean = self.part.x.expand(len(x), *self.part.x.shape[1:])
         hit &= self.threat.perturbation.check(clean, x.to(clean))
         if not bool(hit.any()):
             return
         sizes = torch.where(hit, self.threat.perturbation.measure(clean, x.to(clean)), torch.inf)
         best = int(sizes.argmin())
-        if float(sizes[best]) < self.size:
-            self.x, self.size = x[best : best + 1].to(self.part.x), float(sizes[best])
+        if float(sizes[best]) >= self.size:
+            return
+        nearer = x[best : best + 1]
+        share = self._share(nearer)
+        if share > 0.5:
+            self.x, self.size = nearer.to(self.part.x), float(sizes[best])
+        elif not self.found and share > self.share:
+            self.x, self.share = nearer.to(self.part.x), share
+
+    def _hits(self, answer: Decision) -> Tensor:
+        return answer.fooled(self.part.y, self.part.aim(self.threat.goal))
+
+    def _share(self, x: Tensor) -> float:
+        """The share of further answers that are successes."""
+        if self.repeat is None:
+            return 1.0
+        hits = [bool(self._hits(answer)) for answer in self.repeat(x)]
+        return sum(hits) / max(1, len(hits))
 
 
 def _fooled(victim: Victim, x: Tensor, part: Batch, threat: Threat) -> Tensor:

@@ -8,9 +8,11 @@ from advplug.contracts import Strength
 from advplug.estimate import rate
 from advplug.evidence import Array
 from advplug.health.facts import (
+    CHOICE,
     INAPPLICABLE,
     MIN_IMAGES,
     PASSED,
+    REPORT,
     UNCHECKED,
     Finding,
     Group,
@@ -160,13 +162,15 @@ def not_converged(group: Group) -> Outcome:
         return INAPPLICABLE
     if audit is None or audit.probed is None or audit.longer is None:
         return UNCHECKED
-    left = ~broken(group.findings, audit.rows)
+    left = ~broken(group.findings, audit.rows, CHOICE)
     sample = left & audit.probed
     if not left.any():
         return PASSED
     if not sample.any():
         return UNCHECKED
-    more, share = int((sample & audit.longer).sum()), float(left.mean())
+    again = broken(group.findings, audit.rows, REPORT)
+    more = max(0, int((sample & audit.longer & ~again).sum()) - int((sample & again & ~audit.longer).sum()))
+    share = float(left.mean())
     found = rate(more, int(sample.sum()))
     assert found is not None
     assert found.low is not None
