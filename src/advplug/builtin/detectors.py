@@ -37,8 +37,7 @@ def feature_squeezing(
     Raises UsageError where both a threshold and how to find it are given; `Calibrated.measure` raises it where
     there are no training images.
     """
-    if threshold is not None and (fpr is not None or images is not None):
-        raise UsageError("feature-squeezing: give threshold, or fpr and images to find it, not both")
+    _agreeing(fpr, images, threshold)
 
     def measure(inner: Callable[[Tensor], Tensor], training: Training) -> Mapping[str, Any]:
         import torch
@@ -56,11 +55,22 @@ def feature_squeezing(
                 "give one, as feature-squeezing:threshold=1"
             )
         some = training.data.subset(subset(training.data.labels, images or IMAGES))
-        parts = [score(inner, batch.x, PRESETS[name]) for batch in some.batches(AT_ONCE, training.device)]
+        with torch.no_grad():
+            parts = [score(inner, batch.x, PRESETS[name]) for batch in some.batches(AT_ONCE, training.device)]
         found = threshold_at(torch.cat(parts), fpr or FPR)
         return {"threshold": found, "fpr": fpr or FPR, "calibration_images": len(some), **told}
 
     return (Calibrated(measure, _wrap),)
+
+
+def _agreeing(fpr: float | None, images: int | None, threshold: float | None) -> None:
+    if threshold is not None and (fpr is not None or images is not None):
+        raise UsageError("feature-squeezing: give threshold, or fpr and images to find it, not both")
+
+
+def _caps(params: Mapping[str, Any]) -> DefenseCaps:
+    _agreeing(params["fpr"], params["images"], params["threshold"])
+    return CAPS
 
 
 def _wrap(figures: Mapping[str, Any]) -> Wrap:
@@ -72,12 +82,15 @@ def _wrap(figures: Mapping[str, Any]) -> Wrap:
     return Wrap(forward, Gradient.BPDA, rejection=rejection(figures["threshold"], PRESETS[figures["preset"]]))
 
 
+CAPS = DefenseCaps(("wrap",), Gradient.BPDA, rejects=True)
+
 DEFENSES: list[Spec] = [
     Spec(
         "feature-squeezing",
         "advplug.builtin.detectors:feature_squeezing",
-        DefenseCaps(("wrap",), Gradient.BPDA, rejects=True),
+        CAPS,
         "Rejects images whose answer changes when they are squeezed: fewer bits, median, non-local means",
         "Xu et al. 2017, arXiv 1704.01155; attacked with its score: He et al. 2017, arXiv 1706.04701",
+        narrow=_caps,
     )
 ]

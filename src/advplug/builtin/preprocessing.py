@@ -86,7 +86,7 @@ def settled(method: str, **given: float | None) -> dict[str, Any]:
     for name, value in given.items():
         if value is not None and name not in usual:
             raise UsageError(f"denoise: method={method} takes {' and '.join(usual)}, not {name}")
-    own = {name: given[name] if given[name] is not None else value for name, value in usual.items()}
+    own = {name: usual[name] if given.get(name) is None else given[name] for name in usual}
     for name in CENTRED.get(method, ()):
         if own[name] % 2 == 0:  # type: ignore[operator]
             raise UsageError(f"denoise: {name} of method={method} must be odd, got {own[name]}")

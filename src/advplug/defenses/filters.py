@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypeAlias
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 Weight: TypeAlias = Callable[[Tensor, int, int], Tensor]
 """(mean squared differences (B, 1, H, W), rows down, columns right) to the weights of the pixels there."""
+Row: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 TRUNCATE = 4.0
 """Standard deviations after which a Gaussian kernel ends."""
@@ -87,16 +88,29 @@ def averaged(x: Tensor, reach: int, patch: int, weight: Weight, detached: bool =
     wide = mirrored(x, reach + margin, reach + margin)
     total, weights = torch.zeros_like(x), torch.zeros_like(x[:, :1])
     for down in range(-reach, reach + 1):
-        # What a row of the window keeps for its gradient would fill the memory over all rows: it is computed again.
-        def row(wide: Tensor, down: int = down) -> tuple[Tensor, Tensor]:
-            return _row(wide, x.shape[2:], reach, down, patch, weight, detached)
-
-        if wide.requires_grad and torch.is_grad_enabled():
-            part, mass = checkpoint(row, wide, use_reentrant=False, preserve_rng_state=False)
-        else:
-            part, mass = row(wide)
+        row = partial(_row, size=x.shape[2:], reach=reach, down=down, patch=patch, weight=weight, detached=detached)
+        part, mass = _Again.apply(wide, row)
         total, weights = total + part, weights + mass
     return total / weights
+
+
+class _Again(torch.autograd.Function):
+    """A function of one tensor that is computed again for its gradient: all rows of a window would fill the memory."""
+
+    @staticmethod
+    def forward(ctx: Any, wide: Tensor, row: Row) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(wide)
+        ctx.row = row
+        return row(wide)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        leaf = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            made = ctx.row(leaf)
+        used = [(m, g) for m, g in zip(made, gradients, strict=True) if m.requires_grad]
+        (back,) = torch.autograd.grad([m for m, _ in used], leaf, [g for _, g in used])
+        return back, None
 
 
 def _row(

@@ -1,8 +1,7 @@
 """JPEG compression: Pillow's, and a differentiable one for attackers.
 
-The differentiable one follows the standard (ITU-T T.81) without its integer arithmetic: YCbCr, chroma averaged over
-`subsampling`, DCT of 8x8 blocks, division by the quantisation tables, rounding, and back. Rounding has a stand-in
-(Shin and Song 2017).
+The differentiable one follows the standard (ITU-T T.81): YCbCr, chroma averaged over `subsampling`, DCT of 8x8 blocks,
+division by the quantisation tables, rounding, and back. Rounding has a stand-in (Shin and Song 2017).
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import io
 import math
 from collections.abc import Callable
 from functools import cache
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -18,10 +18,16 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from advplug.defenses.inputs import carried
 from advplug.errors import CellFailure
+
+Rounding: TypeAlias = Callable[[Tensor], Tensor]
 
 SUBSAMPLING: dict[str, tuple[int, int]] = {"4:4:4": (1, 1), "4:2:2": (1, 2), "4:2:0": (2, 2)}
 """Rows and columns of pixels that share one value of chroma."""
+
+TILT = 1 / 64
+"""Less than the distance between sums of bytes over 4 or 16, which chroma is made of."""
 
 _LUMINANCE = (
     16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51,
@@ -79,22 +85,33 @@ def soft_round(v: Tensor) -> Tensor:
     return whole + (v - whole) ** 3
 
 
+def whole(v: Tensor) -> Tensor:
+    """round(v) with the identity's gradient."""
+    return carried(v.round(), v)
+
+
 def differentiable(
-    x: Tensor, quality: int, subsampling: str, rounding: Callable[[Tensor], Tensor] = soft_round
+    x: Tensor, quality: int, subsampling: str, rounding: Rounding = soft_round, whole: Rounding = whole
 ) -> Tensor:
     """JPEG of images (B, 1 or 3, H, W) in [0, 1], of any size, with `rounding` of the DCT's quantised coefficients.
 
-    Values between the steps are not rounded to integers. Raises CellFailure for other counts of channels.
+    `whole` rounds the values between the steps, which are bytes. Raises CellFailure for other counts of channels.
     """
     check_channels(x)
     luminance, chrominance = (t.to(x) for t in tables(quality))
+
+    def plane(values: Tensor, table: Tensor) -> Tensor:
+        return whole(_quantised(whole(values), table, rounding))
+
+    pixels = whole(x * 255)
     if x.shape[1] == 1:
-        return (_quantised(x * 255 - 128, luminance, rounding) + 128).clamp(0, 255) / 255
-    y, cb, cr = _to_ycbcr(x * 255).unbind(1)
-    y = _quantised(y[:, None] - 128, luminance, rounding) + 128
+        return (plane(pixels - 128, luminance) + 128).clamp(0, 255) / 255
+    y, cb, cr = whole(_to_ycbcr(pixels)).split(1, 1)
+    y = plane(y - 128, luminance) + 128
     factor = SUBSAMPLING[subsampling]
-    chroma = [_upsampled(_quantised(_shared(c[:, None], factor), chrominance, rounding), factor, y) for c in (cb, cr)]
-    return (_to_rgb(torch.cat([y, *chroma], 1)) / 255).clamp(0, 1)
+    shared = [plane(_shared(c, factor), chrominance) for c in (cb, cr)]
+    chroma = [whole(_upsampled(c, factor, y)) for c in shared]
+    return (whole(_to_rgb(torch.cat([y, *chroma], 1))) / 255).clamp(0, 1)
 
 
 def check_channels(x: Tensor) -> None:
@@ -106,7 +123,7 @@ def check_channels(x: Tensor) -> None:
 # --- the steps -------------------------------------------------------------------------------------
 
 
-def _quantised(plane: Tensor, table: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
+def _quantised(plane: Tensor, table: Tensor, rounding: Rounding) -> Tensor:
     """A plane (B, 1, H, W) around 0, to blocks, to rounded coefficients and back; edges are repeated."""
     height, width = plane.shape[2:]
     wide = _filled(plane, 8, 8)
@@ -125,14 +142,22 @@ def _filled(plane: Tensor, rows: int, columns: int) -> Tensor:
 
 def _shared(plane: Tensor, factor: tuple[int, int]) -> Tensor:
     """The means of `factor` pixels, around 0 as chroma is."""
-    return functional.avg_pool2d(_filled(plane, *factor), factor)
+    return _leaning(functional.avg_pool2d(_filled(plane, *factor), factor), down=0) if factor != (1, 1) else plane
 
 
 def _upsampled(plane: Tensor, factor: tuple[int, int], like: Tensor) -> Tensor:
     """Chroma at full size; libjpeg's decoder weighs the nearer value by 3/4, as linear interpolation does."""
+    if factor == (1, 1):
+        return plane
     size = [side * times for side, times in zip(plane.shape[2:], factor, strict=True)]
     wide = functional.interpolate(plane, size=size, mode="bilinear", align_corners=False)
-    return wide[:, :, : like.shape[2], : like.shape[3]]
+    return _leaning(wide[:, :, : like.shape[2], : like.shape[3]], down=factor[0] - 1)
+
+
+def _leaning(values: Tensor, down: int) -> Tensor:
+    """Halves lean to be rounded down in every second column from `down` on and up in the others, as in libjpeg."""
+    odd = (torch.arange(values.shape[3], device=values.device) + down) % 2
+    return values + TILT * (2 * odd - 1)
 
 
 def _to_ycbcr(rgb: Tensor) -> Tensor:

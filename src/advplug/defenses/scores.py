@@ -11,7 +11,7 @@ from torch import Tensor
 FLOOR = 1e-12
 """Probabilities are at least this before their logarithm is taken."""
 LEAD = 1e-5
-"""By how much a label's logarithm exceeds that of a tie."""
+"""What the label's logarithm gets on top, for it to lead where rounding makes ties."""
 
 
 def noisy(logits: Tensor, sigma: float, on: str, keep_label: bool, rng: torch.Generator) -> Tensor:
@@ -23,28 +23,26 @@ def noisy(logits: Tensor, sigma: float, on: str, keep_label: bool, rng: torch.Ge
     draws = torch.randn(logits.shape, generator=rng, device=rng.device, dtype=torch.float32).to(logits)
     before = logits.softmax(1) if on == "probabilities" else logits
     after = before + sigma * draws
-    if keep_label:
-        after = first(after, logits.argmax(1))
     made = _log(after.clamp_min(0)) if on == "probabilities" else after
+    if keep_label:
+        made = first(made, logits.argmax(1))
     return torch.where(logits.isfinite().all(1, keepdim=True), made, logits)
 
 
 def rounded(logits: Tensor, decimals: int) -> Tensor:
     """Logits (B, K) of the probabilities rounded to so many decimals; the answer stays.
 
-    Rounding makes ties; the label goes first among them by a hair. Rows that are not finite stay as they are.
+    Rows that are not finite stay as they are.
     """
-    label = logits.argmax(1, keepdim=True)
     made = _log(logits.double().softmax(1).mul(10**decimals).round().div(10**decimals))
-    lead = made.gather(1, label) + LEAD
-    made = made.scatter(1, label, lead).to(logits)
+    made = first(made, logits.argmax(1)).to(logits)
     return torch.where(logits.isfinite().all(1, keepdim=True), made, logits)
 
 
 def first(scores: Tensor, label: Tensor) -> Tensor:
-    """`scores` (B, K) in which the best one and that of `label` (B,) have changed places."""
+    """`scores` (B, K) in which the best one and that of `label` (B,) have changed places; a tie it wins by a hair."""
     best, own = scores.max(1, keepdim=True), scores.gather(1, label[:, None])
-    return scores.scatter(1, best.indices, own).scatter(1, label[:, None], best.values)
+    return scores.scatter(1, best.indices, own).scatter(1, label[:, None], best.values + LEAD)
 
 
 def _log(weights: Tensor) -> Tensor:
