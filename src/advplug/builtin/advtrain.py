@@ -189,7 +189,7 @@ def mart(
 
 
 def grad_reg_train(
-    weight: Annotated[float, Param("weight of the squared gradient norm, pixels in [0, 1]", gt=0)] = 1.0,
+    weight: Annotated[float, Param("weight of the squared gradient norm, pixels in [0, 1]", gt=0)] = 0.3,
 ) -> Defense:
     """Training from scratch with the input gradient's squared norm as a penalty."""
 
@@ -253,7 +253,7 @@ def adv_finetune(
 
 
 def grad_reg(
-    weight: Annotated[float, Param("weight of the squared gradient norm, pixels in [0, 1]", gt=0)] = 1.0,
+    weight: Annotated[float, Param("weight of the squared gradient norm, pixels in [0, 1]", gt=0)] = 10.0,
     epochs: Epochs = 6,
     lr: Rate = None,
 ) -> Defense:
