@@ -96,12 +96,11 @@ def _are_probabilities(logits: Tensor) -> bool:
 def _scales(victim: Victim, x: Tensor, y: Tensor, size: int) -> tuple[Array, Array | None]:
     """(k,), (k,): right on the images as they are, and as the best of three customary scalings makes them.
 
-    The wraps of a defense may clip pixels, so the model is asked without them. None if it takes no other pixels.
+    None if it takes no other pixels. A defense around the model may clip them: then its baseline shows the fault.
     """
-    bare = victim.bare
 
     def right(scaled: Tensor) -> Array:
-        labels = torch.cat([bare.logits(part).argmax(1) for part in torch.split(scaled, size)])
+        labels = torch.cat([victim.logits(part).argmax(1) for part in torch.split(scaled, size)])
         return (labels == y).cpu().numpy()
 
     mean, std = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True).clamp_min(1e-6)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from advplug.health.facts import INAPPLICABLE, MIN_IMAGES, PASSED, UNCHECKED, Group, Outcome
 
+LOST = 0.15
+"""Share of the images whose success may vanish in rounding."""
+
 
 def perturbation_violation(group: Group) -> Outcome:
     """Any returned image outside the perturbation set or [0, 1], beyond float tolerance."""
@@ -15,10 +18,11 @@ def perturbation_violation(group: Group) -> Outcome:
 
 
 def lost_in_rounding(group: Group) -> Outcome:
-    """Robust accuracy rises by more than 5 points, and 2 images, once images are stored in 8 bits.
+    """Robust accuracy rises by more than 15 points, and 2 images, once images are stored in 8 bits.
 
-    A budget between two levels (0.1 is 25.5 of them) loses up to a level by itself, hence not 1 point. Attacks for
-    the smallest change are left out: what they find just below the budget leaves no room to be pushed further.
+    A budget between two levels (0.1 is 25.5 of them) loses up to a level by itself, and what is found just inside the
+    ball leaves no room to be pushed further: 10 points on a sound network whose accuracy falls steeply there. Attacks
+    for the smallest change are left out for the latter reason.
     """
     seen = [f for f in group.findings if f.evidence.rounded is not None and f.evidence.found is None]
     if not seen:
@@ -26,7 +30,7 @@ def lost_in_rounding(group: Group) -> Outcome:
     for f in seen:
         assert f.evidence.rounded is not None
         gained = f.evidence.robust(f.evidence.rounded).mean(1) - f.evidence.robust(f.evidence.adaptive).mean(1)
-        if gained.sum() >= MIN_IMAGES and gained.mean() > 0.05:
+        if gained.sum() >= MIN_IMAGES and gained.mean() > LOST:
             return Outcome("tripped", f"{f.attack}: {100 * gained.mean():.1f} points of its success vanish in 8 bits")
     return PASSED
 
