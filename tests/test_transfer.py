@@ -13,7 +13,17 @@ import linear
 from advplug.attacks import transfer
 from advplug.builtin.gradient import pgd
 from advplug.builtin.transfer import transfer as made
-from advplug.contracts import Ball, Batch, Spec, Targeted, Threat, Wrap
+from advplug.contracts import (
+    Access,
+    AttackCaps,
+    Ball,
+    Batch,
+    Spec,
+    Strength,
+    Targeted,
+    Threat,
+    Wrap,
+)
 from advplug.errors import UsageError
 from advplug.parse import Stack, parse_reference
 from advplug.registry import registry
@@ -175,6 +185,7 @@ def test_a_matrix_in_one_command(tmp_path) -> None:
         ("pgdd", "no attack is called 'pgdd'; did you mean 'pgd'?"),
         ("pgd:stepz=4", "attack 'pgd' has no parameter 'stepz'; did you mean 'steps'?"),
         ("deepfool", "deepfool has no images of a given budget to hand over"),
+        ("spatial", "what spatial does cannot be read off its images"),
     ],
 )
 def test_a_mistake_in_the_crafting_attack_is_found_before_anything_is_trained(attack: str, message: str) -> None:
@@ -185,6 +196,22 @@ def test_a_mistake_in_the_crafting_attack_is_found_before_anything_is_trained(at
         done = run(*command, "--dry-run")
         assert (done.code, done.out) == (2, "")
         assert message in done.err
+
+
+def test_it_can_do_what_the_crafting_attack_can() -> None:
+    entry = registry().get("attack", "transfer")
+
+    def caps(attack: str) -> AttackCaps:
+        found = entry.spec.caps_of(entry.bind(parse_reference(f"transfer:from=cnn{attack}")))
+        assert isinstance(found, AttackCaps)
+        return found
+
+    assert caps("") == entry.spec.caps
+    assert caps(",attack=ifgsm").norms == {"linf", "l2"}
+    assert caps(",attack=(noise)").strength == Strength.FLOOR
+    assert all(caps(f",attack={name}").access is Access.DECISION for name in ("pgd", "square"))
+    done = run("transfer", "-m", "cnn", "-m", "resnet18", "-a", "ifgsm", "-e", "l1:4", "--dry-run")
+    assert "transfer:from=cnn,attack=ifgsm has no l1 version; it works in l2, linf" in done.out
 
 
 def test_one_model_makes_no_matrix() -> None:

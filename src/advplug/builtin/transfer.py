@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 from advplug.contracts import Access, AttackCaps, Param, Spec, Stack, Strength, VictimRef
 from advplug.defaults import CRAFTED_BY
@@ -24,36 +25,41 @@ def transfer(
     """Crafts on a surrogate."""
     from advplug.attacks.transfer import Transfer
 
-    entry, params = _inner(attack)
-    caps, surrogate = entry.spec.caps, cast("Any", from_)
-    assert isinstance(caps, AttackCaps)
+    entry, params, caps = _inner(attack)
+    surrogate: Any = from_
     return Transfer(surrogate, entry.make(params), str(attack), caps)
 
 
-def _inner(attack: Stack) -> tuple[Entry, dict[str, Any]]:
-    """The attack that crafts, with its parameters. Raises UsageError for one that has no images to hand over."""
+def _inner(attack: Stack) -> tuple[Entry, dict[str, Any], AttackCaps]:
+    """The attack that crafts, its parameters and what it can do with them.
+
+    Raises UsageError for one that has no images to hand over.
+    """
     from advplug.registry import registry
 
     if len(attack) != 1:
         raise UsageError(f"transfer: attack takes one attack, like ({CRAFTED_BY}), got '{attack}'")
     (reference,) = attack
     entry = registry().get("attack", reference.name)
-    caps = entry.spec.caps
+    params = entry.bind(reference)
+    caps = entry.spec.caps_of(params)
     assert isinstance(caps, AttackCaps)
     if caps.minimum_norm or entry.name == "transfer" or caps.access is Access.TRAINING_SET:
         raise UsageError(f"transfer: {entry.name} has no images of a given budget to hand over; use one like pgd")
-    params = entry.bind(reference)
     # An image that just fools the surrogate rarely fools anybody else.
     if "keep_going" in params and reference.get("keep_going") is None:
         params["keep_going"] = True
-    return entry, params
+    return entry, params, caps
 
 
-def needs(bound: Mapping[str, Any]) -> dict[str, VictimRef]:
-    """No victims but `from`; a mistake in `attack` is found here, before anything is trained. Raises UsageError."""
-    if "attack" in bound:
-        _inner(bound["attack"])
-    return {}
+def _caps(bound: Mapping[str, Any]) -> AttackCaps:
+    """What the crafting attack can do, as far as its images say what was done to them. Raises UsageError."""
+    entry, _, caps = _inner(bound["attack"])
+    norms = caps.norms - {"spatial"}
+    if not norms:
+        raise UsageError(f"transfer: what {entry.name} does cannot be read off its images; use one like pgd")
+    strength = min(caps.strength, Strength.ONE_STEP)
+    return replace(caps, access=Access.DECISION, norms=norms, strength=strength, stochastic=True, warm_start=False)
 
 
 ATTACKS: list[Spec] = [
@@ -69,6 +75,6 @@ ATTACKS: list[Spec] = [
         ),
         "Crafted on another model or defended model, judged on the victim",
         "Szegedy et al. 2013, arXiv 1312.6199, section 4.2; Papernot et al. 2016, arXiv 1605.07277",
-        needs=needs,
+        narrow=_caps,
     )
 ]

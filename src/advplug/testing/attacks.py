@@ -49,7 +49,7 @@ def attack_results(name: str, params: Mapping[str, Any]) -> list[Result]:
     """One result a check and norm. Raises UsageError for an unknown name or a bad parameter."""
     entry = registry().get("attack", name)
     checked = bound(entry, params)
-    caps: AttackCaps = entry.spec.caps  # type: ignore[assignment]
+    caps: AttackCaps = entry.spec.caps_of(checked)  # type: ignore[assignment]
     report = Report()
     report.check("declaration", lambda: _declaration(caps))
     if caps.modality != "image" or caps.access is Access.TRAINING_SET:
