@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
@@ -56,13 +57,7 @@ class Apgd:
     draws: int = 1
 
     def __call__(self, module: AsModule, part: Batch, threat: Threat) -> Tensor:
-        attack = APGDAttack(
-            _logits(module), n_iter=self.steps, norm=NORMS[threat.norm], n_restarts=self.restarts, eps=threat.eps,
-            seed=torch.initial_seed(), loss=self.loss, eot_iter=_passes(module, self.draws),
-            use_largereps=threat.norm == "l1", device=part.x.device, logger=_SILENT,
-        )  # fmt: skip
-        made: Tensor = attack.perturb(part.x, part.y)
-        return made
+        return _apgd(APGDAttack, self, module, part, threat, loss=self.loss)
 
 
 @dataclass(frozen=True)
@@ -76,14 +71,17 @@ class ApgdTargeted:
 
     def __call__(self, module: AsModule, part: Batch, threat: Threat) -> Tensor:
         kind = APGDAttack_targeted if module.classes >= 4 else TargetedCrossEntropy
-        attack = kind(
-            _logits(module), n_iter=self.steps, norm=NORMS[threat.norm], n_restarts=self.restarts, eps=threat.eps,
-            seed=torch.initial_seed(), eot_iter=_passes(module, self.draws),
-            n_target_classes=min(self.targets, module.classes - 1), use_largereps=threat.norm == "l1",
-            device=part.x.device, logger=_SILENT,
-        )  # fmt: skip
-        made: Tensor = attack.perturb(part.x, part.y)
-        return made
+        return _apgd(kind, self, module, part, threat, n_target_classes=min(self.targets, module.classes - 1))
+
+
+def _apgd(kind: Any, run: Apgd | ApgdTargeted, module: AsModule, part: Batch, threat: Threat, **further: Any) -> Tensor:
+    attack = kind(
+        _logits(module), n_iter=run.steps, norm=NORMS[threat.norm], n_restarts=run.restarts, eps=threat.eps,
+        seed=torch.initial_seed(), eot_iter=_passes(module, run.draws), use_largereps=threat.norm == "l1",
+        device=part.x.device, logger=_SILENT, **further,
+    )  # fmt: skip
+    made: Tensor = attack.perturb(part.x, part.y)
+    return made
 
 
 @dataclass(frozen=True)
@@ -94,12 +92,7 @@ class Fab:
     restarts: int
 
     def __call__(self, module: AsModule, part: Batch, threat: Threat) -> Tensor:
-        attack = FABAttack_PT(
-            _logits(module), norm=NORMS[threat.norm], n_restarts=self.restarts, n_iter=self.steps, eps=threat.eps,
-            seed=torch.initial_seed(), device=part.x.device,
-        )  # fmt: skip
-        made: Tensor = attack.perturb(part.x, part.y)
-        return made
+        return _fab(module, part, threat, n_iter=self.steps, n_restarts=self.restarts)
 
 
 @dataclass(frozen=True)
@@ -110,12 +103,17 @@ class FabTargeted:
     targets: int
 
     def __call__(self, module: AsModule, part: Batch, threat: Threat) -> Tensor:
-        attack = FABAttack_PT(
-            _logits(module), norm=NORMS[threat.norm], n_iter=self.steps, eps=threat.eps, seed=torch.initial_seed(),
-            targeted=True, device=part.x.device, n_target_classes=min(self.targets, module.classes - 1),
-        )  # fmt: skip
-        made: Tensor = attack.perturb(part.x, part.y)
-        return made
+        targets = min(self.targets, module.classes - 1)
+        return _fab(module, part, threat, n_iter=self.steps, targeted=True, n_target_classes=targets)
+
+
+def _fab(module: AsModule, part: Batch, threat: Threat, **further: Any) -> Tensor:
+    attack = FABAttack_PT(
+        _logits(module), norm=NORMS[threat.norm], eps=threat.eps, seed=torch.initial_seed(), device=part.x.device,
+        **further,
+    )  # fmt: skip
+    made: Tensor = attack.perturb(part.x, part.y)
+    return made
 
 
 @dataclass(frozen=True)
