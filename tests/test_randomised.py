@@ -14,7 +14,7 @@ from torch.nn import functional
 from advplug.builtin.randomised import dropout, noise_vote
 from advplug.contracts import DatasetInfo, Schedule, Tune, Wrap
 from advplug.data import ArrayImages, Split
-from advplug.defenses.dropout import Active
+from advplug.defenses.dropout import Active, drop
 from advplug.defenses.noise import counted, scores, vote
 from advplug.errors import UsageError
 from advplug.parse import parse_stack
@@ -165,6 +165,18 @@ def test_every_kind_of_dropout_is_caught() -> None:
         torch.dropout(x, 0.5, False)
         functional.dropout(x, 0.0, False)
     assert active.calls == 1
+
+
+def test_a_compiled_model_drops_too() -> None:
+    model = mlp(nn.Dropout(0.5))
+    # A compiler that takes the graph as it is: what is traced without dropout must not be run with it.
+    compiled = torch.compile(model, backend=lambda graph, inputs: graph.forward)
+    with torch.no_grad():
+        assert torch.equal(compiled(X), model(X))
+        made = [drop(m, X, None, torch.Generator().manual_seed(0)) for m in (model, compiled)]
+        assert torch.equal(made[0], made[1])
+        assert not torch.equal(made[0], model(X))
+        assert torch.equal(compiled(X), model(X))
 
 
 def test_attack_and_decision_draw_masks_of_their_own() -> None:

@@ -1,4 +1,4 @@
-"""Randomised smoothing: published bounds to the digit, certificates that never exceed the true radius, the cell kind."""
+"""Randomised smoothing: bounds to the digit, certificates that never exceed the true radius, their cell kind."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import advplug
+from advplug import contracts, runner, session
 from advplug.build import Built
 from advplug.builtin.smoothing import smoothing
 from advplug.certify import prove
@@ -19,8 +21,10 @@ from advplug.data import ArrayImages, Split
 from advplug.decisions import Batching
 from advplug.defenses.noise import noise_loss, noisy
 from advplug.defenses.smoothing import ABSTAINS, certify, is_sure, lower_bound, radius, sample
+from advplug.registry import Source, load
 from advplug.rng import Stream
 from advplug.victim import Victim
+from cli_tools import CNN, QUICK, TINY, evaluate, run, stored
 from linear import Affine, problem
 
 ALPHA = 0.001
@@ -191,3 +195,224 @@ def test_training_adds_noise_of_sigma_drawn_from_the_stream() -> None:
     objective, _ = smoothing(sigma=0.3)
     assert isinstance(objective, Objective)
     assert torch.equal(objective.loss(Spy(), x, y, Stream(0, "a")), loss)
+
+
+# --- the cell kind ----------------------------------------------------------------------------------
+
+CHEAP = "smoothing:sigma=0.25,votes=20,n0=20,n=100,draws=4"
+PGD = ("-a", "pgd:steps=2", "-n", "10", *QUICK)
+
+
+@pytest.fixture
+def here(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("here")
+def test_certificates_are_planned_proven_reported_and_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import jsonschema
+
+    asked = ("-m", CNN, "-d", CHEAP, *PGD, "-e", "l2:0.1", "-e", "8/255")
+    planned = run("eval", "--dataset", TINY, "-o", "out", *asked, "--dry-run", "--json").json
+    (due,) = planned["certificates"]
+    assert (due["norm"], due["radii"], due["images"], due["state"]) == ("l2", ["1/10"], 10, "to do")
+
+    result = evaluate(*asked)
+    jsonschema.validate(result, run("schema").json)
+    (made,) = result["certificates"]
+    assert made["key"] == due["key"]
+    assert made["status"] == "ok"
+    assert made["passes"] == {"forward": 10 * 120, "backward": 0, "model": 10 * 120}
+    assert made["failure_probability"] == 0.001
+    assert made["abstention_rate"]["n"] == made["clean_accuracy"]["n"] == 10
+    assert made["provenance"]["images"]["n"] == 10
+    (at,) = made["certified_accuracy"]
+    threats = {(t["defense"], t["norm"]): t for t in result["threats"]}
+    assert at["radius"] == "1/10"
+    assert at["worst_case_accuracy"] == threats[CHEAP, "l2"]["worst_case_accuracy"]
+    assert at["certified_accuracy"]["value"] <= made["clean_accuracy"]["value"]
+    assert "it covers changes in l2, none in linf" in made["notes"]
+    assert {c["draws"] for c in result["cells"] if c["defense"] == "none"} == {1}
+    defended = [c for c in result["cells"] if c["defense"] != "none"]
+    assert {c["draws"] for c in defended} == {4}
+    assert all(c["metrics"]["robust_accuracy"]["spread"] is not None for c in defended)
+
+    # Proven once: another radius is read off what is stored, and the same command changes nothing.
+    before = stored("out")[made["key"]]
+    monkeypatch.setattr(runner, "prove", lambda *_: pytest.fail("proven again"))
+    again = evaluate(*asked, "-e", "l2:0.2")
+    assert [a["radius"] for a in again["certificates"][0]["certified_accuracy"]] == ["1/10", "1/5"]
+    assert stored("out")[made["key"]] == before
+    shown = run("eval", "--dataset", TINY, "-o", "out", *asked).out
+    assert "Certificates (dataset" in shown
+    assert "1,200 passes of an image through the model" in shown
+    assert "4 decisions of each image" in shown
+    planned = run("eval", "--dataset", TINY, "-o", "out", *asked, "--dry-run", "--json").json
+    assert planned["certificates"][0]["state"] == "done"
+    compared = run("compare", "out", "out", "--json")
+    assert compared.code == 0, compared.err
+
+
+@pytest.mark.usefixtures("here")
+def test_other_norms_get_no_certificate_and_a_failed_one_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ("-m", CNN, "-d", CHEAP, *PGD, "-e", "8/255", "--no-baseline")
+    real, failure = runner.prove, runner.CellFailure("no luck")
+
+    def unlucky(*_: Any) -> Any:
+        raise failure
+
+    monkeypatch.setattr(runner, "prove", unlucky)
+    ran = run("eval", "--dataset", TINY, "-o", "out", *asked, "--json")
+    assert ran.code == 3
+    assert "1 of 2 cells failed: no luck" in ran.err
+    assert [(c["status"], c["reason"]) for c in ran.json["certificates"]] == [("failed", "no luck")]
+    monkeypatch.setattr(runner, "prove", real)
+    (made,) = evaluate(*asked)["certificates"]
+    assert made["norm"] == "l2"
+    assert [a["radius"] for a in made["certified_accuracy"]] == ["1/8", "1/4", "3/8", "1/2"]
+    assert [a["worst_case_accuracy"] for a in made["certified_accuracy"]] == [None] * 4
+
+
+@pytest.mark.usefixtures("here")
+def test_what_cannot_be_certified_is_refused_with_what_works() -> None:
+    module, x, y = two_classes(8)
+    defenses = ["smoothing", "smoothing:train=no,votes=4,n0=2,n=5,draws=2"]
+    result = advplug.evaluate(module, "fgsm", defenses, dataset=(x, y), audit="none", classes=2)
+    first, second = result.certificates
+    assert first.status == "refused"
+    assert str(first.reason).endswith("use a model by name without weights, or smoothing:train=no")
+    assert second.status == "ok"
+    stack = run("eval", "--dataset", TINY, "-m", CNN, "-d", "smoothing+dropout", *PGD, "--no-baseline", "-o", "b")
+    assert stack.code == 2
+    assert "smoothing certifies only what is inside it, and dropout is not; write smoothing last" in stack.err
+
+
+@pytest.mark.usefixtures("here")
+def test_a_transfer_matrix_certifies_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "prove", lambda *_: pytest.fail("proven"))
+    models = ("-m", CNN, "-m", f"{CNN}+{CHEAP}")
+    ran = run("transfer", "--dataset", TINY, *models, "--attack", "pgd:steps=2", "-n", "6", "-o", "t", "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["certificates"] == []
+
+
+def test_a_module_of_the_users_own_is_smoothed_and_certified() -> None:
+    module, x, y = two_classes(24)
+    result = advplug.evaluate(
+        module,
+        "pgd:steps=3",
+        "smoothing:sigma=0.1,train=no,votes=30,n0=20,n=200,draws=4",
+        dataset=(x, y),
+        eps="l2:0.1",
+        audit="none",
+        classes=2,
+    )
+    (made,) = result.certificates
+    truth = distance(module, x)
+    (at,) = made.certified_accuracy
+    assert at.certified_accuracy is not None
+    assert at.worst_case_accuracy is not None
+    assert at.certified_accuracy.value <= float((truth >= 0.1).double().mean()) <= at.worst_case_accuracy.value + 1e-9
+    assert made.average_radius is not None
+    assert 0 < made.average_radius <= float(truth.mean())
+    assert not [f for t in result.threats for f in t.flags if f.name == "below-certified"]
+
+
+# --- a certificate that is wrong, and its repaired twin ----------------------------------------------
+
+
+def two_classes(n: int) -> tuple[Affine, Tensor, Tensor]:
+    """A float32 linear model that is right on all images, at L2 distances of 0.05 to 0.4."""
+    draws = torch.Generator().manual_seed(1)
+    normal = torch.randn(48, generator=draws)
+    normal /= normal.norm()
+    y = torch.arange(n) % 2
+    side = torch.where(y == 0, 1.0, -1.0) * torch.linspace(0.05, 0.4, n)
+    x = 0.5 + 0.05 * torch.randn(n, 48, generator=draws)
+    x = x + (side - (x - 0.5) @ normal)[:, None] * normal
+    weight = 5 * torch.stack([normal, -normal])
+    return Affine(weight, -weight.sum(1) / 2), x.clamp(0, 1).view(n, 3, 4, 4), y
+
+
+def distance(module: Affine, x: Tensor) -> Tensor:
+    logits = module(x).detach()
+    return (logits[:, 0] - logits[:, 1]).abs() / (module.weight[0] - module.weight[1]).detach().norm()
+
+
+class Plugin:
+    @staticmethod
+    @advplug.hookimpl
+    def advplug_defenses():
+        caps = contracts.DefenseCaps(("wrap",), certifies="l2")
+        return [contracts.Spec(n, f"{__name__}:{n}", caps, n) for n in ("boasting", "honest")]
+
+
+class _Point:
+    @staticmethod
+    def load() -> type:
+        return Plugin
+
+
+def _claims(factor: float):
+    def certify(inner, image, rng, size):
+        module, _, _ = two_classes(2)
+        label = int(inner(image[None]).argmax())
+        return contracts.Certified(label, factor * float(distance(module, image[None])))
+
+    return (contracts.Wrap(lambda f, x, rng: f(x), certifier=contracts.Certifier("l2", certify)),)
+
+
+def boasting():
+    return _claims(2.0)
+
+
+def honest():
+    return _claims(0.999)
+
+
+@pytest.mark.parametrize(("defense", "flagged"), [("boasting", True), ("honest", False)])
+def test_attacks_below_a_certificate_are_an_error(defense: str, flagged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = load([(Source("proud", "proud", "1"), _Point)])
+    assert not known.broken
+    monkeypatch.setattr(session, "registry", lambda: known)
+    module, x, y = two_classes(40)
+    result = advplug.evaluate(
+        module,
+        ["pgd:steps=20", "pgd:steps=20,eps=l2:0.2"],
+        defense,
+        dataset=(x, y),
+        eps="8/255",
+        audit="none",
+        classes=2,
+    )
+    flags = {t.norm: {f.name for f in t.flags} for t in result.threats if t.defense == defense}
+    assert ("below-certified" in flags["l2"]) is flagged
+    assert "below-certified" not in flags["linf"]
+    row = next(t for t in result.threats if t.defense == defense and t.norm == "l2")
+    assert (row.verdict == "not trustworthy") is flagged
+    (made,) = result.certificates
+    (at,) = made.certified_accuracy
+    assert at.certified_accuracy is not None
+    assert at.worst_case_accuracy is not None
+    assert (at.certified_accuracy.value > at.worst_case_accuracy.value) is flagged
+    assert made.failure_probability == 0.0
+
+
+def test_wrong_proofs_count_only_beyond_what_chance_explains() -> None:
+    from advplug.evidence import Evidence
+    from advplug.health import Finding, Group
+    from advplug.health.proofs import below_certified
+
+    def state(wrong: int, error: float, abstained: int = 0) -> str:
+        n = 500
+        rows = np.arange(n)[:, None]
+        clean = np.broadcast_to(rows >= abstained, (n, 10)).copy()
+        success = np.broadcast_to((rows >= abstained) & (rows < abstained + wrong), (n, 10)).copy()
+        evidence = Evidence(np.arange(n), np.zeros(n), clean, clean.any(1), success, rejected=~clean)
+        finding = Finding("pgd", contracts.Strength.STRONG, True, evidence)
+        return below_certified(Group([finding], certified=np.ones(n, dtype=bool), proof_error=error)).state
+
+    assert [state(k, 0.001) for k in (0, 3, 4, 50)] == ["passed", "passed", "tripped", "tripped"]
+    assert [state(k, 0.0) for k in (0, 1)] == ["passed", "tripped"]
+    assert state(0, 0.001, abstained=100) == "passed"
+    assert below_certified(Group([])).state == "inapplicable"

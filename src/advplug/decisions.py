@@ -21,8 +21,6 @@ from advplug.victim import Victim, decide_padded
 
 CHUNK = 512
 """Images an attack gets at once: enough to keep its batches full, few enough to bound memory."""
-DECISIONS = 10
-"""Fresh decisions of each image where the victim is randomised."""
 T = TypeVar("T")
 
 
@@ -88,7 +86,7 @@ def decide(victim: Victim, x: Tensor, batching: Batching, draws: int) -> tuple[A
 
 
 def draws_of(victim: Victim) -> int:
-    return DECISIONS if victim.stochastic else 1
+    return victim.decisions
 
 
 def clean_decisions(victim: Victim, split: Split, batching: Batching) -> Clean:

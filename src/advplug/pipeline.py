@@ -43,6 +43,7 @@ class Timing:
     decide: float = 0.0
     forward: int = 0
     backward: int = 0
+    model: int = 0
 
 
 @dataclass
@@ -154,7 +155,7 @@ class _Offence:
 
     def strike(self, part: Batch, threat: Threat, first: int, timing: Timing) -> _Struck:
         """One call of the attack, with the randomness of both victims set; its images checked and decided."""
-        before = (self.attacked.passes.forward, self.attacked.passes.backward)
+        before = replace(self.attacked.passes)
         for v in {id(v): v for v in (self.attacked, self.judge)}.values():
             v.reseed(self.sweep.cell_key(threat.perturbation.eps), first)
         stream = Stream(self.sweep.victim.seed, f"attack/{self.sweep.attack.recipe['name']}")
@@ -162,8 +163,9 @@ class _Offence:
         made = craft(self.attack, self.attacked, part, threat, stream, self.batching, self.sweep.attack.label)
         crafted = time.perf_counter()
         x, violations, worst = checked(made, part, threat)
-        timing.forward += self.attacked.passes.forward - before[0]
-        timing.backward += self.attacked.passes.backward - before[1]
+        timing.forward += self.attacked.passes.forward - before.forward
+        timing.backward += self.attacked.passes.backward - before.backward
+        timing.model += self.attacked.passes.model - before.model
         success = succeeds(self.judge, x, part, self.batching, draws_of(self.judge))
         timing.attack += crafted - clock
         timing.decide += time.perf_counter() - crafted

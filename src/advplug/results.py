@@ -30,10 +30,12 @@ class Flag:
 
 @dataclass(frozen=True)
 class Passes:
-    """Images sent forward and backward by the attack."""
+    """Images sent forward and backward by the attack; `model` are those that passed through the module itself, which
+    a voting defense asks many times an image."""
 
     forward: int = 0
     backward: int = 0
+    model: int = 0
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,8 @@ class RunResult:
 
     @property
     def failed(self) -> tuple[Cell | Certificate, ...]:
-        return tuple(c for c in (*self.cells, *self.certificates) if c.status == "failed")
+        done: list[Cell | Certificate] = [*self.cells, *self.certificates]
+        return tuple(c for c in done if c.status == "failed")
 
 
 def cell_from_json(data: dict[str, Any]) -> Cell:

@@ -236,7 +236,7 @@ class Runner:
             flags=flags,
             metrics=values,
             draws=evidence.draws,
-            passes=Passes(timing.forward, timing.backward),
+            passes=Passes(timing.forward, timing.backward, timing.model),
             seconds=Seconds(built.seconds_train, built.seconds_defend, timing.attack, timing.decide),
             notes=(*sweep.notes, *built.notes, *result.notes, *notes),
             provenance={**_provenance(sweep.victim, built, evidence.index), "attack": plain(sweep.attack.recipe)},
@@ -283,7 +283,7 @@ class Runner:
         made = Certificate(
             plan.key,
             status="ok",
-            passes=Passes(proven.passes, 0),
+            passes=Passes(proven.passes, 0, proven.passes),
             seconds=time.perf_counter() - clock,
             notes=(*built.notes, *self.batching.notes[before:]),
             provenance=_provenance(plan.victim, built, proven.proofs.index),

@@ -22,10 +22,12 @@ _WEAKEST = (Gradient.EXACT, Gradient.BPDA, Gradient.NONE)
 
 @dataclass
 class Passes:
-    """Images sent forward, and backward to the input."""
+    """Images sent forward, and backward to the input; `model` are those that passed through the module itself, which a
+    vote asks many times an image."""
 
     forward: int = 0
     backward: int = 0
+    model: int = 0
 
 
 @dataclass
@@ -75,6 +77,11 @@ class Victim:
         return max((w.draws for w in self.wraps if w.stochastic), default=1)
 
     @property
+    def decisions(self) -> int:
+        """How many times an image is decided afresh: once where nothing is drawn."""
+        return max((w.decisions for w in self.wraps if w.stochastic), default=1)
+
+    @property
     def views(self) -> int:
         """How many differentiable stand-ins there are to attack; they combine index by index."""
         return max((len(w.surrogates) for w in self.wraps), default=1) or 1
@@ -92,12 +99,21 @@ class Victim:
     def attacked(self, x: Tensor, view: int = 0) -> Tensor:
         """Differentiable logits (B, K) as the attacker sees them."""
         self.passes.forward += len(x)
-        return _chain(self.run_attack_pass or self.module, self._views(view), self._attack_noise)(x)
+        return _chain(self._counted(self.run_attack_pass), self._views(view), self._attack_noise)(x)
 
     def attacked_detector(self, x: Tensor, view: int = 0) -> tuple[Tensor, Tensor | None]:
         """`attacked`, and how clearly the detector rejects, differentiable (B,); None where there is none."""
         self.passes.forward += len(x)
-        return self._detected(x, self.run_attack_pass or self.module, self._views(view), self._attack_noise)
+        return self._detected(x, self._counted(self.run_attack_pass), self._views(view), self._attack_noise)
+
+    def _counted(self, stand_in: Callable[[Tensor], Tensor] | None = None) -> Callable[[Tensor], Tensor]:
+        model = stand_in or self.module
+
+        def call(x: Tensor) -> Tensor:
+            self.passes.model += len(x)
+            return model(x)
+
+        return call
 
     def _views(self, view: int) -> list[_Part]:
         return [w.surrogates[min(view, len(w.surrogates) - 1)] if w.surrogates else w.forward for w in self.wraps]
@@ -107,7 +123,7 @@ class Victim:
         """The deployed system's logits (B, K), in float32 (float64 for float64 input)."""
         self.passes.forward += len(x)
         with _full_float32(self.device):
-            return _chain(self.module, [w.forward for w in self.wraps], self._decision_noise)(x)
+            return _chain(self._counted(), [w.forward for w in self.wraps], self._decision_noise)(x)
 
     @torch.no_grad()
     def decide(self, x: Tensor) -> Decision:
@@ -115,7 +131,7 @@ class Victim:
         self.passes.forward += len(x)
         with _full_float32(self.device):
             parts = [w.forward for w in self.wraps]
-            scores, rejection = self._detected(x, self.module, parts, self._decision_noise)
+            scores, rejection = self._detected(x, self._counted(), parts, self._decision_noise)
         label = scores.argmax(1)
         label = torch.where(scores.isfinite().all(1), label, torch.full_like(label, -1))
         accepted = torch.ones_like(label, dtype=torch.bool) if rejection is None else ~(rejection > 0)
@@ -180,7 +196,7 @@ def cover(n: int, most: int) -> tuple[tuple[int, int], ...]:
     """(images, batch size) of the passes that `n` images make, the cheapest there are; the last may be filled up.
 
     Kernels are prepared and kept for each size, several megabytes a network and size, so sizes are few: `most`, its
-    halves down to a thirty-second, and three quarters of the larger ones.
+    halves, and three quarters of these.
     """
     if n <= 0:
         return ()
@@ -201,8 +217,8 @@ def span(n: int, most: int) -> int:
 
 
 def _sizes(most: int) -> list[int]:
-    halves = [most >> k for k in range(6) if most >> k]
-    return sorted({*halves, *(3 * size // 4 for size in halves[:3] if size % 4 == 0)}, reverse=True)
+    halves = [most >> k for k in range(most.bit_length())]
+    return sorted({*halves, *(3 * size // 4 for size in halves if size >= 8)}, reverse=True)
 
 
 def parts_of(victim: Victim, n: int, most: int | None = None) -> Iterator[tuple[Tensor, int]]:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 TOGETHER = 4
 """Noisy copies that are averaged inside one attacked pass; gradients are averaged over several such passes."""
+DECISIONS = 4
+"""Fresh votes on each image: a vote of many copies hardly varies, and each costs as many passes."""
 PROBES = 2
 BEFORE = "before:"
 
@@ -70,7 +72,7 @@ def _names(layers: Stack | None) -> tuple[str, ...]:
 
 
 def noise_vote(
-    sigma: Annotated[float, Param("standard deviation of the noise, pixels in [0, 1]", gt=0)] = 0.1,
+    sigma: Annotated[float, Param("standard deviation of the noise, pixels in [0, 1]", gt=0)] = 0.05,
     votes: Annotated[int, Param("noisy copies of an image that vote on its class", ge=1)] = 100,
     draws: Annotated[int, Param("noisy copies that an attacker averages over at each step", ge=1)] = 20,
 ) -> Defense:
@@ -104,7 +106,7 @@ def voting(
     # Two passes at least, where it can be: gradients then average over draws, and not only answers.
     together = min(TOGETHER, max(1, draws // 2))
     views = (mean_softmax, mean_logits)
-    return Wrap(forward, Gradient.BPDA, views, True, math.ceil(draws / together), accepts, **rest)
+    return Wrap(forward, Gradient.BPDA, views, True, math.ceil(draws / together), accepts, decisions=DECISIONS, **rest)
 
 
 DEFENSES: list[Spec] = [

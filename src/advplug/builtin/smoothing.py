@@ -48,7 +48,7 @@ def smoothing(
 
         return noise_loss(model, x, y, sigma, stream)
 
-    certifier = Certifier("l2", certify, alpha, tuple(share * sigma for share in GRID), n0 + n)
+    certifier = Certifier("l2", certify, alpha, tuple(share * sigma for share in GRID))
     wrap = voting(sigma, votes, draws, accepts, certifier=certifier)
     return (Objective(loss, ("sigma",)), wrap) if train else (wrap,)
 

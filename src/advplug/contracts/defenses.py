@@ -93,14 +93,13 @@ class Certifier:
     `certify` (inner, image (C, H, W), rng, size) passes at most `size` images at once through `inner`, which maps
     images to logits; its draws come from `rng`, a torch.Generator of the image's own, and do not depend on `size`.
     Radii are in `norm`, in pixel units. `error` is the probability with which a proof may be wrong, `radii` are
-    those to report where no budget asks for others, `draws` is how many passes an image takes.
+    those to report where no budget asks for others.
     """
 
     norm: Norm
     certify: Callable[[Callable[[Tensor], Tensor], Tensor, Any, int], Certified]
     error: float = 0.0
     radii: tuple[float, ...] = ()
-    draws: int = 1
 
 
 @dataclass(frozen=True)
@@ -110,8 +109,9 @@ class Wrap:
     `forward(inner, x, rng)` gives the true logits; `inner` maps images to logits, `rng` is a
     torch.Generator to draw randomness from. `surrogates` are differentiable stand-ins of the same
     signature for the attacker (BPDA), all of which are attacked; empty if `forward` is differentiable.
-    `draws` is how many samples an attacker averages over (EOT). `gradient` says how gradients pass. `certifier`
-    proves answers of the wrapped system; such a wrap is the outermost.
+    `draws` is how many samples an attacker averages over (EOT), `decisions` how many times an image is decided
+    afresh where the wrap is stochastic. `gradient` says how gradients pass. `certifier` proves answers of the wrapped
+    system; such a wrap is the outermost.
 
     Two things make it a detector: `accepts` (x, logits) -> (B,) bool, by the answer alone, and `rejection`
     (inner, x, rng) -> (B,), positive where the image is rejected. Attackers lower the latter by its gradient, so
@@ -126,6 +126,7 @@ class Wrap:
     accepts: Callable[[Tensor, Tensor], Tensor] | None = None
     certifier: Certifier | None = None
     rejection: Callable[[Callable[[Tensor], Tensor], Tensor, Any], Tensor] | None = None
+    decisions: int = 10
 
     @property
     def rejects(self) -> bool:

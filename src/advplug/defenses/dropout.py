@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -51,8 +52,14 @@ def drop(inner: Callable[[Tensor], Tensor], x: Tensor, rate: float | None, rng: 
     seed = int(torch.randint(2**62, (), generator=rng, device=rng.device))
     with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        with Active(rate):
+        with _eager(), Active(rate):
             return inner(x)
+
+
+def _eager() -> AbstractContextManager[Any]:
+    """Compiled models know nothing of `Active`: inside, they run as they were written."""
+    # Nothing is compiled before this module is there, and importing it takes seconds.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 class Drop:
