@@ -164,6 +164,7 @@ def test_what_need_not_run_does_not_stand_in_the_way_of_trust():
     assert {name for name, check in CHECKS.items() if not check.required} == {
         "black-box-beats-white-box",
         "defense-adds-nothing",
+        "gradient-mismatch",
     }
 
 

@@ -72,14 +72,14 @@ def test_a_matrix_that_grows_computes_what_is_new(work: Work) -> None:
     assert {**again, "run": first["run"]} == first
 
     more_attacks = evaluate("-m", CNN, "-a", "fgsm", "-a", "noise", "-d", PRUNE)
-    assert work.take() == (0, [(CNN, "none", "noise"), (CNN, PRUNE, "noise")], 0)
+    assert work.take() == (0, [(CNN, "none", "noise"), (CNN, PRUNE, "noise")], 2)  # audits look at the group's attacks
 
     evaluate("-m", CNN, "-m", LINEAR, "-a", "fgsm", "-a", "noise")
     label = "py:usernets:Linear,weights=linear.safetensors"
     assert work.take() == (0, [(label, "none", "fgsm"), (label, "none", "noise")], 1)
 
     fewer = evaluate("-m", CNN, "-a", "noise")
-    assert work.take() == (0, [], 0)
+    assert work.take() == (0, [], 1)
     assert fewer["cells"] == [c for c in more_attacks["cells"] if (c["attack"], c["defense"]) == ("noise", "none")]
     after = stored("out")
     assert len(after) == 6
@@ -169,7 +169,7 @@ def test_an_audit_is_run_when_it_is_asked_for(work: Work) -> None:
     assert work.take()[2] == 0
     assert none["threats"][0]["unchecked"]
     quick = evaluate("-m", CNN, "-a", "ifgsm")
-    assert (work.take()[1:], quick["threats"][0]["unchecked"]) == (([], 1), [])
+    assert (work.take()[1:], quick["threats"][0]["unchecked"]) == (([], 1), ["black-box-beats-white-box"])
     full = evaluate("-m", CNN, "-a", "ifgsm", "--audit", "full")
     assert work.take()[1:] == ([], 1)
     assert full["cells"] == none["cells"]

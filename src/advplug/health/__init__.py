@@ -50,6 +50,7 @@ CHECKS: dict[str, Check] = {
         gradients.gradient_mismatch,
         "error",
         "look for detached or rounded parts and custom backward passes; a stand-in has to be declared (BPDA)",
+        required=False,
     ),
     "saturated-logits": Check(
         gradients.saturated_logits,
