@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -53,8 +54,13 @@ def dlr(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
 
 
 def undetected(loss: Tensor, rejection: Tensor, hit: Tensor) -> Tensor:
-    """`loss` (B,) less what a detector notices, so that an image goes unnoticed once it is wrong."""
-    return loss - functional.relu(rejection + 0.05)
+    """`loss` (B,) until an image is wrong, as `hit` says; then the better the less a detector's `rejection` notices.
+
+    A sum of both leaves the image wrong and noticed where the loss goes on growing (selective gradients: Bryniarski
+    et al. 2021, arXiv 2106.15023). Both are squeezed into (-1, 1), for what is wrong to count for more than all that
+    is not.
+    """
+    return torch.where(hit, 2 - functional.softsign(rejection), functional.softsign(loss))
 
 
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}

@@ -89,7 +89,7 @@ def averaged(x: Tensor, reach: int, patch: int, weight: Weight, detached: bool =
     total, weights = torch.zeros_like(x), torch.zeros_like(x[:, :1])
     for down in range(-reach, reach + 1):
         row = partial(_row, size=x.shape[2:], reach=reach, down=down, patch=patch, weight=weight, detached=detached)
-        part, mass = _Again.apply(wide, row)
+        part, mass = _Again.apply(wide, row)  # type: ignore[no-untyped-call]
         total, weights = total + part, weights + mass
     return total / weights
 

@@ -106,7 +106,7 @@ def differentiable(
     pixels = whole(x * 255)
     if x.shape[1] == 1:
         return (plane(pixels - 128, luminance) + 128).clamp(0, 255) / 255
-    y, cb, cr = whole(_to_ycbcr(pixels)).split(1, 1)
+    y, cb, cr = (band[:, None] for band in whole(_to_ycbcr(pixels)).unbind(1))
     y = plane(y - 128, luminance) + 128
     factor = SUBSAMPLING[subsampling]
     shared = [plane(_shared(c, factor), chrominance) for c in (cb, cr)]
