@@ -2,7 +2,7 @@
 
     python benchmarks/broken_defenses.py [--images 64] [--attack apgd:steps=20]
 
-Without --attack it runs the standard protocol on 200 images and keeps the table as JSON.
+Without --attack it runs the standard protocol on 100 images and keeps the table as JSON.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def render(rows: list[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--attack", help="attack on the defenses; default: the standard protocol")
     given = parser.parse_args()
     rows = measure(given.attack, given.images)
@@ -216,7 +216,7 @@ def main() -> None:
         f"\n{len(rows) - len(hidden)} of {len(rows)} faults are exposed"
         + (f"; not: {', '.join(hidden)}" if hidden else "")
     )
-    if given.attack is None and given.images >= 200:
+    if given.attack is None and given.images >= 100:
         out = HERE / "results" / "broken_defenses.json"
         facts = {
             "dataset": DATASET,

@@ -131,9 +131,9 @@ def drop_pixels(net: Net, x: Tensor, rng: Any) -> Tensor:
 
 
 def resize(net: Net, x: Tensor, rng: Any) -> Tensor:
-    """Scaled down by up to a fifth and put at a random place, as Xie et al. 2018 do (arXiv 1711.01991)."""
+    """Scaled down by up to an eighth and put at a random place, as Xie et al. 2018 do (arXiv 1711.01991)."""
     size = x.shape[-1]
-    low = size - size // 5
+    low = size - size // 8
     draw = torch.randint(0, 1 << 30, (3,), generator=rng, device=x.device).tolist()
     small = low + draw[0] % (size - low + 1)
     left, top = draw[1] % (size - small + 1), draw[2] % (size - small + 1)

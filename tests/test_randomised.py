@@ -308,3 +308,17 @@ def test_attack_and_decision_draw_noise_of_their_own() -> None:
         call(p.batch.x)
     values = torch.cat([(x - p.batch.x.repeat(len(x) // len(p.batch), 1, 1, 1)).flatten() for x in seen])
     assert len(values.unique()) == len(values)
+
+
+def test_passes_through_the_model_are_counted_beside_those_through_the_victim() -> None:
+    p = problem(classes=2, n=12)
+    (wrap,) = noise_vote(sigma=0.05, votes=20, draws=20)
+    assert isinstance(wrap, Wrap)
+    victim = p.victim((wrap,))
+    n = len(p.batch)
+    victim.decide(p.batch.x)
+    assert (victim.passes.forward, victim.passes.model) == (n, 20 * n)
+    victim.attacked(p.batch.x)
+    assert (victim.passes.forward, victim.passes.model) == (2 * n, 24 * n)
+    assert victim.decisions == 4
+    assert p.victim().decisions == 1

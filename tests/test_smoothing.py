@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import advplug
 from advplug import contracts, runner, session
-from advplug.build import Built
+from advplug.build import Built, _training_recipe
 from advplug.builtin.smoothing import smoothing
 from advplug.certify import prove
 from advplug.contracts import Objective, Wrap
@@ -21,7 +21,9 @@ from advplug.data import ArrayImages, Split
 from advplug.decisions import Batching
 from advplug.defenses.noise import noise_loss, noisy
 from advplug.defenses.smoothing import ABSTAINS, certify, is_sure, lower_bound, radius, sample
-from advplug.registry import Source, load
+from advplug.matrix import bind
+from advplug.parse import parse_reference
+from advplug.registry import Source, load, registry
 from advplug.rng import Stream
 from advplug.victim import Victim
 from cli_tools import CNN, QUICK, TINY, evaluate, run, stored
@@ -195,6 +197,15 @@ def test_training_adds_noise_of_sigma_drawn_from_the_stream() -> None:
     objective, _ = smoothing(sigma=0.3)
     assert isinstance(objective, Objective)
     assert torch.equal(objective.loss(Spy(), x, y, Stream(0, "a")), loss)
+
+
+def test_only_what_training_depends_on_makes_another_training() -> None:
+    def trained(text: str) -> object:
+        bound = bind(registry(), "defense", parse_reference(text))
+        return _training_recipe(bound, bound.make()[0])
+
+    assert trained("smoothing:votes=7,n=50,draws=4") == trained("smoothing")
+    assert trained("smoothing:sigma=0.5") != trained("smoothing")
 
 
 # --- the cell kind ----------------------------------------------------------------------------------

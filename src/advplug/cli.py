@@ -143,8 +143,12 @@ def _run(
 @cli.command("compare")
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
-@click.option("--fail-under", type=click.FloatRange(min=0), metavar="POINTS",
-              help="Exit 1 where B's worst-case accuracy lies more than this many points below A's.")
+@click.option(
+    "--fail-under",
+    type=click.FloatRange(min=0),
+    metavar="POINTS",
+    help="Exit 1 where B's worst-case accuracy lies more than this many points below A's.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
 def compare_runs(a: Path, b: Path, fail_under: float | None, as_json: bool) -> None:
     """Compare two runs, A and B, by the folders that keep them.
