@@ -145,11 +145,12 @@ def _told(row: ThreatRow) -> tuple[float, str | None, tuple[str, ...]]:
     return row.worst_case_accuracy.value, row.verdict, tuple(f.name for f in row.flags if f.level != "info")
 
 
-def defenses(attack: str | None, images: int, steps: int) -> Iterator[Row]:
-    names = [d.stack(kind) for d in faults.DEFENSES for kind in ("broken", "sound")]
+def defenses(attack: str | None, images: int, steps: int, random: bool) -> Iterator[Row]:
+    chosen = [d for d in faults.DEFENSES if random or not d.twin.stochastic]
+    names = [d.stack(kind) for d in chosen for kind in ("broken", "sound")]
     result = evaluate([attack] if attack else [], names, images)
     rows = {t.defense: _told(t) for t in result.threats}
-    for d in faults.DEFENSES:
+    for d in chosen:
         victim, batch = trained(images, d.adapted)
         torch.manual_seed(0)
 
@@ -178,9 +179,12 @@ def attacks(images: int, steps: int) -> Iterator[Row]:
         yield Row(a.name, claimed, broken, *fault, a.checks, *twin)
 
 
-def measure(attack: str | None, images: int, steps: int = 40) -> list[Row]:
-    """Every fault with its twin; `attack` None is the standard protocol, `steps` are those of the attack by hand."""
-    return [*defenses(attack, images, steps), *attacks(images, steps)]
+def measure(attack: str | None, images: int, steps: int = 40, random: bool = True) -> list[Row]:
+    """Every fault with its twin, without `random` those alone whose twin draws nothing.
+
+    `attack` None is the standard protocol; `steps` are those of the attack by hand.
+    """
+    return [*defenses(attack, images, steps, random), *attacks(images, steps)]
 
 
 def render(rows: list[Row]) -> str:

@@ -306,6 +306,7 @@ def judge(
         notes.append("the victim is randomised: gradients and losses are averaged over fresh draws (EOT)")
     if victim.gradient is Gradient.BPDA and caps.access is Access.GRADIENT:
         notes.append("gradients pass the defense through its declared stand-in (BPDA); run a gradient-free attack too")
+    notes += [note for count, note in caps.fewer_classes if len(info.classes) < count]
     if caps.per_batch:
         notes.append("it draws a batch at a time: another --batch-size gives slightly different numbers")
     return refused, tuple(notes)

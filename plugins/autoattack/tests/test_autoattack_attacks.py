@@ -13,6 +13,7 @@ import torch
 from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
+import advplug
 from advplug.contracts import Access, Ball, Batch, Crafted, Gradient, Targeted, Threat, Wrap
 from advplug.errors import CellFailure, UsageError
 from advplug.registry import registry
@@ -295,3 +296,24 @@ def test_listing_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "words"),
+    [
+        ("aa.apgd-t", 2, ["APGD-T climbs the cross-entropy"]),
+        ("aa.apgd-t", 3, ["APGD-T climbs the cross-entropy"]),
+        ("aa.apgd-t", 4, []),
+        ("aa.rand", 2, ["APGD-DLR is left out"]),
+        ("aa.rand", 3, []),
+    ],
+)
+def test_what_fewer_classes_change_is_noted_at_the_cell(name: str, classes: int, words: list[str]) -> None:
+    x, y = torch.rand(4, 1, 4, 4), torch.arange(4) % classes
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, classes))
+    steps = f"{name}:steps=5" if name != "aa.rand" else f"{name}:steps=5,draws=2"
+    (cell,) = advplug.evaluate(net, steps, dataset=(x, y), classes=classes, eps="0.1", audit="none").cells
+    assert cell.status == "ok"
+    noted = [note for note in cell.notes if "classes" in note]
+    assert len(noted) == len(words)
+    assert all(word in note for word, note in zip(words, noted, strict=True))

@@ -25,7 +25,8 @@ class AttackCaps:
     `min_classes` and `max_classes` bound the class counts it is defined for, `channels` the images' channels
     (None: any). `minimum_norm`: it seeks the smallest change, so one run answers for every budget.
     `per_batch`: its random draws are shared by a batch, so results depend on the batch size. `threat` names the
-    parameters that describe the perturbation set rather than the attack.
+    parameters that describe the perturbation set rather than the attack. `fewer_classes` are (count, sentence): below
+    that many classes the attack does something else, and the sentence, which says what, is noted at the cell.
     """
 
     access: Access
@@ -39,6 +40,7 @@ class AttackCaps:
     channels: tuple[int, ...] | None = None
     minimum_norm: bool = False
     per_batch: bool = False
+    fewer_classes: tuple[tuple[int, str], ...] = ()
     threat: tuple[str, ...] = ()
     modality: str = "image"
 
