@@ -138,6 +138,14 @@ def test_other_peoples_parameters_are_refused() -> None:
     assert settled("nlm", patch=5) == {"window": 7, "patch": 5, "strength": 0.1}
 
 
+def test_the_bilateral_window_follows_sigma() -> None:
+    wide = [settled("bilateral", sigma=sigma)["window"] for sigma in (0.5, 1.0, 3.0, 20.0)]
+    assert wide == [3, 5, 13, 63]
+    assert settled("bilateral", sigma=3.0, window=5)["window"] == 5
+    x = torch.rand(1, 1, 4, 4)
+    assert filters.bilateral(x, 20.0, 0.1, 63).shape == x.shape
+
+
 def exact(v: Tensor) -> Tensor:
     return v
 

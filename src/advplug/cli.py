@@ -73,9 +73,11 @@ _RUN = (
     click.option("--no-baseline", is_flag=True, help="Leave out the undefended baseline."),
     click.option("--audit", type=click.Choice(["none", "quick", "full"]), default="quick", show_default=True,
                  help="Health checks: on 64 images, on all, or none (nothing can then be trusted)."),
+    click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+                 help="Draw accuracy along the budgets, or along the number in which defenses differ (svg, png, pdf)."),
     *_RUN,
 )  # fmt: skip
-def evaluate(no_baseline: bool, **given: Any) -> None:
+def evaluate(no_baseline: bool, plot: Path | None, **given: Any) -> None:
     """Evaluate models under attack, with and without defenses.
 
     A repeated option is an axis: every model meets every defense, attack and budget. Finished cells are
@@ -84,7 +86,25 @@ def evaluate(no_baseline: bool, **given: Any) -> None:
     from advplug.console import show
     from advplug.session import plan
 
-    _run(plan, show, baseline=not no_baseline, **given)
+    baseline = not no_baseline
+    if plot is None:
+        _run(plan, show, baseline=baseline, **given)
+        return
+    from advplug.plot import axis_of, draw, plot_path
+
+    plot_path(plot)
+    axes = []
+
+    def plan_along(request: Any) -> list[Any]:
+        sweeps = plan(request)
+        axes.append(axis_of(sweeps))
+        return sweeps
+
+    def show_and_draw(result: Any, as_json: bool, quiet: bool) -> None:
+        show(result, as_json, quiet)
+        draw(result, axes[0], plot)
+
+    _run(plan_along, show_and_draw, baseline=baseline, **given)
 
 
 @cli.command("transfer")

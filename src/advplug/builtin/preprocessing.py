@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -22,6 +23,7 @@ USUAL: dict[str, dict[str, float]] = {
 """What each method of `denoise` takes, with the values it has unless others are given."""
 CENTRED = {"bilateral": ("window",), "nlm": ("window", "patch")}
 """Sides that must be odd, for the pixel itself to be in the middle."""
+WIDEST = 63
 TV_STEPS = 60
 """On photographs of 32x32 pixels no pixel is then further than 0.001 from where 2000 steps end, at strength 0.05."""
 
@@ -63,7 +65,8 @@ def denoise(
         float | None, Param("bilateral: standard deviation of the distance between colours; none: 0.1", gt=0)
     ] = None,
     window: Annotated[
-        int | None, Param("bilateral, median, nlm: side in pixels; none: 5, 3 and 7", ge=1, le=63)
+        int | None,
+        Param("bilateral, median, nlm: side in pixels; none: 2 sigma to each side, 3, and 7", ge=1, le=WIDEST),
     ] = None,
     patch: Annotated[int | None, Param("nlm: side of what is compared, in pixels; none: 3", ge=1, le=31)] = None,
     strength: Annotated[
@@ -87,6 +90,9 @@ def settled(method: str, **given: float | None) -> dict[str, Any]:
         if value is not None and name not in usual:
             raise UsageError(f"denoise: method={method} takes {' and '.join(usual)}, not {name}")
     own = {name: usual[name] if given.get(name) is None else given[name] for name in usual}
+    if method == "bilateral" and given.get("window") is None:
+        # Two standard deviations to each side, or a sweep over sigma would soon change nothing.
+        own["window"] = min(2 * math.ceil(2 * own["sigma"]) + 1, WIDEST)  # type: ignore[operator]
     for name in CENTRED.get(method, ()):
         if own[name] % 2 == 0:  # type: ignore[operator]
             raise UsageError(f"denoise: {name} of method={method} must be odd, got {own[name]}")
