@@ -106,7 +106,8 @@ class Builder:
         trained, chain = self._train(plan, info, data, stages)
         facts: dict[str, Any] = {}
         if trained.facts:
-            facts |= {bound.label: trained.facts for bound, stage in stages if isinstance(stage, Fit)}
+            by = [bound for bound, stage in stages if isinstance(stage, Fit)] or [plan.model]
+            facts |= {bound.label: trained.facts for bound in by}
         model, defend = trained.model, 0.0
         for bound, stage in stages:
             if isinstance(stage, Tune):
@@ -153,7 +154,8 @@ class Builder:
 
         parts = [_training_recipe(b, stage) for b, stage in stages if isinstance(stage, TrainingData | Objective | Fit)]
         how = plain(vars(schedule)) if schedule else None
-        chain = _Chain({"schema": SCHEMA, **plan.baseline.recipe, "schedule": how, "training": plain(parts)})
+        recipe = {**plan.baseline.recipe, "model": plain(_weights_recipe(plan.model))}
+        chain = _Chain({"schema": SCHEMA, **recipe, "schedule": how, "training": plain(parts)})
         if schedule is None:
             return _Made(fresh(), {}), chain
         instead = next((s for _, s in stages if isinstance(s, Objective | Fit)), None)
@@ -163,6 +165,9 @@ class Builder:
             training = self._training(plan, info, data, title, chain)
             if isinstance(instead, Fit):
                 return instead.apply(fresh(), training)
+            own: Callable[[nn.Module, Training], Tuned] | None = getattr(source, "fit", None)
+            if own is not None and instead is None:
+                return own(fresh(), training)
             return Tuned(training.fit(fresh(), instead))
 
         return self._cached(chain.key, f"{plan.model.label} on {plan.dataset.label}", fresh, make, None), chain
@@ -217,7 +222,8 @@ class Builder:
         schedule = plan.model.value.schedule(info) or TUNING
         self._progress.stage(title, 0)
         stream = Stream(plan.seed, f"train/{chain.key}")
-        return Training(data, info, schedule, self.device, stream, progress=self._report(title))
+        test = self._dataset(plan.dataset).test
+        return Training(data, info, schedule, self.device, stream, progress=self._report(title), test=test)
 
     def _report(self, title: str) -> Callable[[int, int, int, int, float], None]:
         def report(epoch: int, epochs: int, step: int, steps: int, loss: float) -> None:
@@ -254,6 +260,13 @@ class Builder:
             model = rebuild(model, artifact.structure)
         model.load_state_dict(artifact.tensors)
         return _Made(model, artifact.facts)
+
+
+def _weights_recipe(model: Bound) -> Mapping[str, Any]:
+    """What the trained weights depend on: all of the model's recipe, unless its source says what matters."""
+    matters: Callable[[], Mapping[str, Any]] | None = getattr(model.value, "weights", None)
+    known = {**model.recipe, "identity": model.value.identity()}
+    return known if matters is None else {**known, "params": matters()}
 
 
 def _tell(facts: dict[str, Any], bound: Bound, told: Mapping[str, Any]) -> None:

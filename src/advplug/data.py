@@ -58,17 +58,29 @@ class FileImages:
 
 @dataclass(frozen=True)
 class Split:
-    """Images, labels int64 (N,), and `index` (N,): each image's position in the dataset's own order."""
+    """Images, labels int64 (N,), and `index` (N,): each image's position in the dataset's own order.
+
+    `captions` are each image's own texts, where it has some; `names` say where each image comes from (a path, an
+    identifier of its source), where that is known.
+    """
 
     images: Images
     labels: np.ndarray[Any, Any]
     index: np.ndarray[Any, Any]
+    captions: tuple[tuple[str, ...], ...] | None = None
+    names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def subset(self, rows: np.ndarray[Any, Any]) -> Split:
-        return Split(_Picked(self.images, rows), self.labels[rows], self.index[rows])
+        return Split(
+            _Picked(self.images, rows),
+            self.labels[rows],
+            self.index[rows],
+            None if self.captions is None else tuple(self.captions[int(i)] for i in rows),
+            None if self.names is None else tuple(self.names[int(i)] for i in rows),
+        )
 
     def batch(self, rows: np.ndarray[Any, Any], device: torch.device | str = "cpu") -> Batch:
         """The images at `rows`. Raises UsageError where a pixel is not a number in [0, 1]."""

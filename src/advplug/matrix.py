@@ -374,6 +374,14 @@ def _judge_stack(victim: VictimPlan, info: DatasetInfo) -> Refused | None:
             f"{label} changes how a model is trained, {victim.model.label} is only loaded",
             f"use a model by name without weights, or {other}",
         )
+    if hasattr(victim.model.value, "fit"):
+        by_label = [(label, c) for label, c in caps if "objective" in c.stages and c.modality == "image"]
+        if by_label:
+            label, first = by_label[0]
+            return Refused(
+                f"{label} trains on class labels, {victim.model.label} is trained in its own way",
+                f"use {first.loaded}" if first.loaded else "use a defense that tunes or wraps, such as adv-finetune",
+            )
     losses = [label for label, c in caps if "objective" in c.stages]
     if len(losses) > 1:
         return Refused(f"{' and '.join(losses)} each replace the training loss", "a stack holds at most one")

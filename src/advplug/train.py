@@ -27,7 +27,10 @@ WARM_UP = 0.25
 
 @dataclass
 class Training:
-    """What a stage needs to train: data, the schedule to use unless it has its own, device and randomness."""
+    """What a stage needs to train: data, the schedule to use unless it has its own, device and randomness.
+
+    `test` are the images that the model will be judged on, to be compared with the data and nothing else.
+    """
 
     data: Split
     info: DatasetInfo
@@ -35,6 +38,7 @@ class Training:
     device: torch.device
     stream: Stream
     progress: Progress | None = None
+    test: Split | None = None
     fits: int = field(default=0, init=False)
 
     def fit(

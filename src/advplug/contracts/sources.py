@@ -21,7 +21,8 @@ class DatasetInfo:
 
     `size` is (height, width) in pixels; `budgets` maps norms to the customary eps; `evaluate` is the
     default number of test images (None: all); `flip` says that mirrored images keep their class;
-    `trainable` that there is a training split.
+    `trainable` that there is a training split; `captions` that each image has texts of its own. Captioned data may
+    have no classes.
     """
 
     classes: tuple[str, ...]
@@ -32,6 +33,7 @@ class DatasetInfo:
     flip: bool = False
     modality: str = "image"
     trainable: bool = True
+    captions: bool = False
 
 
 class DatasetSource(Protocol):
@@ -66,7 +68,12 @@ class Schedule:
 
 
 class ModelSource(Protocol):
-    """What a model factory returns. Imports no torch before `build`."""
+    """What a model factory returns. Imports no torch before `build`.
+
+    A source may also have `fit(model, training) -> Tuned`: how such a model is trained, where no defense takes
+    that over, instead of by cross-entropy on the labels; and `weights() -> Mapping`: those of its parameters that
+    trained weights depend on, so that the others need no new training.
+    """
 
     def identity(self) -> Mapping[str, Any]:
         """What the weights depend on beyond the parameters: file hashes and the like; JSON-ready."""
