@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
+from advplug_clip.dataset_specs import DATASETS
 from advplug_clip.model_specs import MODELS
 
 if TYPE_CHECKING:
@@ -18,3 +19,9 @@ hookimpl = pluggy.HookimplMarker("advplug")
 def advplug_models() -> list[Spec]:
     """Models that see images and read texts."""
     return MODELS
+
+
+@hookimpl
+def advplug_datasets() -> list[Spec]:
+    """Images with captions."""
+    return DATASETS
