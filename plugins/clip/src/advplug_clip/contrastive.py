@@ -1,0 +1,167 @@
+"""Contrastive training from nothing: images and captions that belong together are told from those that do not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from advplug.contracts import Tuned
+from advplug.errors import CellFailure, UsageError
+from advplug_clip.tiny import learn_words
+
+if TYPE_CHECKING:
+    from advplug.rng import Stream
+    from advplug.train import Training
+    from advplug_clip.scorer import ClipScorer
+
+WARM_UP = 50
+"""Steps over which the learning rate rises, a tenth of all steps at most."""
+BETAS = (0.9, 0.98)
+GREATEST = math.log(100)
+"""Bound of the logarithm of the scale (Radford et al. 2021, section 2.5)."""
+
+
+@dataclass(frozen=True)
+class Captions:
+    """The captions of a training split as tokens (N, length); image i's are the rows `first[i]` to `first[i + 1]`."""
+
+    tokens: Tensor
+    first: np.ndarray[Any, Any]
+
+    def draw(self, images: np.ndarray[Any, Any], draws: torch.Generator) -> Tensor:
+        """One caption of each image, at random."""
+        start, amount = self.first[images], self.first[images + 1] - self.first[images]
+        offset = (torch.rand(len(images), generator=draws).double().numpy() * amount).astype(int)
+        return self.tokens[start + offset]
+
+
+def fit(scorer: ClipScorer, training: Training) -> Tuned:
+    """Trains both towers in place on all captions; the word table becomes that of the captions.
+
+    Each step moves its images by the same few pixels. The loss is the mean of both directions' cross-entropy (Radford
+    et al. 2021, figure 3). Raises UsageError where images have no caption, CellFailure where the loss stops being
+    finite.
+    """
+    texts = _texts(training)
+    flat = [text for own in texts for text in own]
+    lost = learn_words(scorer.clip, scorer.tokens, flat)
+    captions = Captions(scorer.tokens(flat), np.concatenate([[0], np.cumsum([len(own) for own in texts])]))
+    stream = training.stream.child("contrastive", training.schedule.seed)
+    flags = [(p, p.requires_grad) for p in scorer.parameters()]
+    scorer.to(training.device).train()
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(True)
+        with stream.as_global():
+            loss = _run(scorer, training, captions, stream)
+    finally:
+        scorer.eval()
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        scorer.refresh()
+    return Tuned(scorer, facts=_facts(scorer, flat, lost, loss))
+
+
+def _texts(training: Training) -> tuple[tuple[str, ...], ...]:
+    found = training.data.captions
+    if found is None or not all(found):
+        raise UsageError("contrastive training needs a caption for every image; use a dataset with captions")
+    if len(found) < 2:
+        raise CellFailure(f"training needs at least 2 images, got {len(found)}")
+    return found
+
+
+def _facts(scorer: ClipScorer, texts: list[str], lost: int, loss: float) -> dict[str, Any]:
+    cut = scorer.tokens.cut_note(texts)
+    warnings = [f"training captions: {cut}"] if cut else []
+    if lost:
+        warnings.append(f"{lost} rare word pieces of the training captions are not told apart; raise words=")
+    parameters = sum(p.numel() for p in scorer.parameters())
+    return {"parameters": parameters, "training_loss": loss, "warnings": warnings}
+
+
+def _run(scorer: ClipScorer, training: Training, captions: Captions, stream: Stream) -> float:
+    """The mean loss of the last epoch."""
+    plan, clip = training.schedule, scorer.clip
+    size = min(plan.batch_size, len(training.data))
+    steps = len(training.data) // size
+    optimizer, rate = _optimizer(scorer, training, plan.epochs * steps)
+    losses: list[float] = []
+    for epoch in range(plan.epochs):
+        losses = []
+        for step, (rows, draws) in enumerate(_batches(len(training.data), size, stream, epoch)):
+            x = _moved(training.data.batch(rows).x, plan.shift, draws).to(training.device)
+            tokens = captions.draw(rows, draws).to(training.device)
+            loss = pair_loss(scorer.encode_image(x), clip.encode_text(tokens), clip.logit_scale)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise CellFailure(
+                    f"training failed: the loss became {value:g} in epoch {epoch + 1} of {plan.epochs}, "
+                    f"step {step + 1} of {steps}; use a smaller lr than {plan.lr:g}"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            rate.step()
+            with torch.no_grad():
+                clip.logit_scale.clamp_(0, GREATEST)
+            losses.append(value)
+            if training.progress is not None:
+                training.progress(epoch + 1, plan.epochs, step + 1, steps, value)
+    return float(np.mean(losses))
+
+
+def _batches(
+    images: int, size: int, stream: Stream, epoch: int
+) -> Iterator[tuple[np.ndarray[Any, Any], torch.Generator]]:
+    """Rows of whole batches in random order, and the epoch's generator; what is left over waits for another epoch."""
+    draws = stream.generator("epoch", epoch)
+    order = torch.randperm(images, generator=draws).numpy()
+    for start in range(0, images - size + 1, size):
+        yield order[start : start + size], draws
+
+
+def _moved(x: Tensor, reach: int, draws: torch.Generator) -> Tensor:
+    """All images (B, C, H, W) moved by the same up to `reach` pixels; edges are repeated."""
+    if not reach:
+        return x
+    height, width = x.shape[2:]
+    down, right = torch.randint(0, 2 * reach + 1, (2,), generator=draws).tolist()
+    wide = functional.pad(x, (reach,) * 4, mode="replicate")
+    return wide[:, :, down : down + height, right : right + width]
+
+
+def pair_loss(images: Tensor, texts: Tensor, logit_scale: Tensor) -> Tensor:
+    """Cross-entropy of telling which of the batch's texts (B, D) belongs to an image (B, D), and the reverse.
+
+    Features need not have unit length; `logit_scale` is the logarithm of the scale. A scalar.
+    """
+    logits = logit_scale.exp() * functional.normalize(images, dim=-1) @ functional.normalize(texts, dim=-1).T
+    own = torch.arange(len(images), device=images.device)
+    return (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
+
+
+def _optimizer(scorer: ClipScorer, training: Training, steps: int) -> tuple[torch.optim.Optimizer, Any]:
+    plan = training.schedule
+    parameters = list(scorer.parameters())
+    # Decay is for weight matrices and filters: on biases, norms and the scale it only distorts.
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": plan.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=plan.lr, betas=BETAS, fused=True)
+    rise = max(1, min(WARM_UP, steps // 10))
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return (step + 1) / rise
+        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
