@@ -108,14 +108,21 @@ class _Picked:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def paths(self) -> Sequence[Path] | None:
+        """The files of the images, where they are read from files."""
+        paths: Sequence[Path] | None = getattr(self.images, "paths", None)
+        return None if paths is None else [paths[int(i)] for i in self.rows]
+
     def take(self, rows: np.ndarray[Any, Any]) -> Tensor:
         return self.images.take(self.rows[rows])
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training and a test split with what a model has to know of them."""
+    """A training and a test split with what a model has to know of them; `notes` say what was left out of them."""
 
     info: DatasetInfo
     train: Split
     test: Split
+    notes: tuple[str, ...] = ()

@@ -10,11 +10,14 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from advplug.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Array = np.ndarray[Any, Any]
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -105,30 +108,49 @@ def _images(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
         raise UsageError(f"the folder '{folder}' cannot be read: {error.strerror}") from error
 
 
+def images_below(root: Path) -> list[Path]:
+    """All image files in a folder and its subfolders, sorted. Raises UsageError where there are none."""
+    found = sorted(root / name.lstrip("/") for name, _ in _images(root, ""))
+    if not found:
+        raise UsageError(f"'{root}' holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return found
+
+
 def decode_image(path: Path, size: int, resize: int) -> Array:
-    """RGB pixels uint8 (3, size, size): the shorter side scaled to `resize` (bilinear), then the centre.
+    """RGB pixels uint8 (3, size, size) of a file, as `square` cuts them. Raises UsageError that names the file."""
+    return square(read_rgb(path), size, resize)
+
+
+def read_rgb(source: Path | IO[bytes], name: object = None) -> Image:
+    """An image in RGB, of its full size; `name` is what errors call it. Raises UsageError.
 
     Transparency is dropped and EXIF rotation not applied, as in torchvision's ImageFolder, so that
-    checkpoints see what they were trained on. Raises UsageError that names the file.
+    checkpoints see what they were trained on.
     """
     from PIL import Image
 
     try:
-        with Image.open(path) as opened:
-            image = _to_rgb(opened)
+        with Image.open(source) as opened:
+            return _to_rgb(opened)
     except Exception as error:  # decoders raise anything on damaged bytes
         why = " ".join(str(error).split()) or type(error).__name__
-        raise UsageError(f"the image '{path}' cannot be read ({why}); repair or remove it") from error
+        raise UsageError(f"the image '{name or source}' cannot be read ({why}); repair or remove it") from error
+
+
+def square(image: Image, size: int, resize: int) -> Array:
+    """Pixels uint8 (3, size, size): the shorter side scaled to `resize` (bilinear), then the centre."""
+    from PIL.Image import Resampling
+
     width, height = image.size
     shape = (width * resize // min(width, height), height * resize // min(width, height))
     if shape != image.size:
-        image = image.resize(shape, Image.Resampling.BILINEAR)
+        image = image.resize(shape, Resampling.BILINEAR)
     left, top = round((shape[0] - size) / 2), round((shape[1] - size) / 2)
     pixels = np.asarray(image.crop((left, top, left + size, top + size)))
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _to_rgb(image: Any) -> Any:
+def _to_rgb(image: Image) -> Image:
     from PIL import Image
 
     if image.mode.startswith("I;16"):  # convert() would clip 16 bits at 255
