@@ -183,6 +183,29 @@ def compare_runs(a: Path, b: Path, fail_under: float | None, as_json: bool) -> N
         gate(compared, fail_under)
 
 
+@cli.command("leakage")
+@click.argument("train")
+@click.argument("evaluation", metavar="EVAL")
+@click.option("--skip-bad", is_flag=True, help="Leave out images and captions that cannot be read, and say which.")
+@click.option("--offline", is_flag=True, help="Never touch the network.")
+@click.option("--json", "as_json", is_flag=True, help="Print all pairs as JSON.")
+def leakage(train: str, evaluation: str, skip_bad: bool, offline: bool, as_json: bool) -> None:
+    """Look for images of EVAL in TRAIN; exit 1 where there are any.
+
+    Each is a dataset (its training and its test split), a folder of images, or a file of captions. Files, pixels,
+    near copies as re-saving and rescaling make them, and sources are compared; captions only for a note.
+    """
+    from advplug.leakage import find_among, gate, images_of, render
+
+    ours, notes = images_of(train, "train", offline, skip_bad)
+    theirs, more = images_of(evaluation, "test", offline, skip_bad)
+    for note in (*notes, *more):
+        click.echo(note, err=True)
+    leaks = find_among(ours, theirs)
+    click.echo(leaks.to_json() if as_json else render(leaks))
+    gate(leaks)
+
+
 @cli.command("list")
 @click.argument("kind", required=False, metavar="[KIND]")
 @click.option("--json", "as_json", is_flag=True, help="Print a list of objects, parameters included.")
