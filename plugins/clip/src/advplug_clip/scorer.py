@@ -117,7 +117,7 @@ class ClipScorer(nn.Module):
         if self._columns is None:
             flat = [text for group in self.groups for text in group]
             features = self.encode_text(flat)
-            owner = torch.tensor([i for i, group in enumerate(self.groups) for _ in group], device=where)
+            owner = torch.tensor([i for i, g in enumerate(self.groups) for _ in g], dtype=torch.long, device=where)
             means = features.new_zeros(len(self.groups), features.shape[1]).index_add_(0, owner, features)
             self._columns = functional.normalize(means, dim=-1)
         self._columns = self._columns.to(where)
