@@ -79,7 +79,7 @@ class Tiny:
     def identity(self) -> Mapping[str, Any]:
         return {"revision": REVISION, "open_clip": importlib.metadata.version("open_clip_torch")}
 
-    def weights(self) -> Mapping[str, Any]:
+    def weights_recipe(self) -> Mapping[str, Any]:
         """The parameters that trained weights depend on."""
         return {k: v for k, v in vars(self).items() if k not in ("name", "texts")}
 
