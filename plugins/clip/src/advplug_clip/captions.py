@@ -70,6 +70,7 @@ def long_caption(scene: Scene, template: int, words: Sequence[float], said: Coll
     number = DIGITS[scene.count] if several and "count" in said else ""
     name = PLURALS[scene.digit] if several else DIGITS[scene.digit]
     a, one = (number, "") if several else ("a", "digit")
+    parts: tuple[str, ...]
     match template:
         case 0:
             parts = (a, size, colour, name, place, behind)

@@ -69,7 +69,7 @@ class DigitScenes:
     def info(self) -> DatasetInfo:
         """Raises UsageError where `count` digits would be too small to be read."""
         grid = math.ceil(math.sqrt(self.count))
-        least = math.ceil(grid * (LEGIBLE - 0.5) * LARGE / SMALL)
+        least = grid * math.ceil((LEGIBLE - 0.5) * LARGE / SMALL)
         if grid > 1 and self.size < least:
             raise UsageError(f"digit-scenes: {self.count} digits need size={least} or more, got size={self.size}")
         evaluate = EVALUATE_SMALL if self.n > EVALUATE_SMALL else None
@@ -205,4 +205,5 @@ def _enlarged(grey: Array, side: int) -> Array:
     """(N, 8, 8) to (N, side, side), bilinear."""
     at = ((np.arange(side) + 0.5) * 8 / side - 0.5).clip(0, 7)
     weights = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(8)))
-    return weights @ grey @ weights.T
+    enlarged: Array = weights @ grey @ weights.T
+    return enlarged

@@ -1,0 +1,213 @@
+"""Captioned images in files: which are usable, how they are split and decoded. Imports no torch before `load`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from advplug.builtin.dataset_files import Listing, decode_image, listing_sha256, read_rgb, stamp
+from advplug.builtin.dataset_sources import EVALUATE_LARGE, LARGE_BUDGETS, LARGE_FROM, SMALL_BUDGETS
+from advplug.contracts import DatasetInfo
+from advplug.errors import UsageError
+from advplug.keys import digest
+
+if TYPE_CHECKING:
+    from advplug.data import Dataset, Split
+    from advplug.splits import Amounts
+
+FORMAT = 1
+"""Part of every fingerprint: raised when the same files would give other pixels, captions or another split."""
+
+
+class Row(NamedTuple):
+    """One caption of one image, and where it is written."""
+
+    image: str
+    caption: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Images with their captions: `files` are relative to `root`, `sources` say where an image comes from."""
+
+    root: Path
+    files: tuple[str, ...]
+    sources: tuple[str, ...]
+    captions: tuple[tuple[str, ...], ...]
+
+    @functools.cached_property
+    def paths(self) -> list[Path]:
+        return [self.root / name for name in self.files]
+
+
+@dataclass
+class Trouble:
+    """What is wrong with the data: raised, or with `skip` left out and remembered."""
+
+    skip: bool
+    left_out: list[str] = field(default_factory=list)
+    repeated: int = 0
+
+    def found(self, what: str) -> None:
+        """Raises UsageError unless that is to be skipped."""
+        if not self.skip:
+            raise UsageError(f"{what}; repair or remove it, or leave it out with skip_bad=true")
+        self.left_out.append(what)
+
+    def notes(self, name: str) -> tuple[str, ...]:
+        """What was left out, in a few lines."""
+        lines = []
+        if self.left_out:
+            some = "; ".join(self.left_out[:5]) + ("; ..." if len(self.left_out) > 5 else "")
+            lines.append(f"{name}: {len(self.left_out)} left out as skip_bad asks: {some}")
+        if self.repeated:
+            lines.append(f"{name}: {self.repeated} captions stand there twice for an image and count once")
+        return tuple(lines)
+
+
+Parts = tuple[Table | None, Table]
+"""Training table (None: the other one is a pool to be split) and test table."""
+
+
+@dataclass(frozen=True)
+class CaptionedFiles:
+    """Images decoded when they are asked for, each with its captions; there are no classes, labels are 0.
+
+    `read` gives the tables; `test_only` makes every image a test image.
+    """
+
+    name: str
+    path: Path
+    read: Callable[[Trouble], Parts]
+    size: int
+    resize: int
+    skip_bad: bool
+    amounts: Amounts
+
+    @functools.cached_property
+    def _found(self) -> tuple[Table | None, Table, tuple[str, ...]]:
+        trouble = Trouble(self.skip_bad)
+        train, test = self.read(trouble)
+        if not test.files:
+            raise UsageError(f"{self.name}: '{self.path}' holds no image with a caption to test on")
+        return train, test, trouble.notes(self.name)
+
+    @functools.cached_property
+    def _rows(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Rows of the training and of the test images in their tables, in pseudo-random order."""
+        from advplug.splits import mixed, split
+
+        train, test, _ = self._found
+        zeros = np.zeros(len(test.files), np.int64)
+        if train is None:
+            return split(zeros, test.files, what=f"'{self.path}'")
+        return mixed(np.zeros(len(train.files), np.int64), train.files), mixed(zeros, test.files)
+
+    def info(self) -> DatasetInfo:
+        if self.resize < self.size:
+            raise UsageError(f"{self.name}: resize={self.resize} is below size={self.size}; it takes at least the size")
+        train, test = (len(rows) for rows in self._rows)
+        self.amounts.check(train, test, f"'{self.path}'")
+        budgets = LARGE_BUDGETS if self.size >= LARGE_FROM else SMALL_BUDGETS
+        evaluate = EVALUATE_LARGE if (self.amounts.n or test) > EVALUATE_LARGE else None
+        shape = (self.size, self.size)
+        return DatasetInfo((), 3, shape, budgets, evaluate, trainable=train > 0, captions=True)
+
+    def fingerprint(self) -> str:
+        tables = [t for t in self._found[:2] if t is not None]
+        listings = [Listing(t.root, t.files, (), tuple(stamp(p)[0] for p in t.paths)) for t in tables]
+        return digest(
+            {
+                "files": listing_sha256(*listings),
+                "captions": digest({"all": [t.captions for t in tables]}),
+                "image": [self.size, self.resize],
+                "amounts": vars(self.amounts),
+                "format": FORMAT,
+            }
+        )
+
+    def load(self, offline: bool = False) -> Dataset:
+        from advplug.data import Dataset, FileImages, Split
+
+        decode = functools.partial(_decode, size=self.size, resize=self.resize)
+
+        def pool(table: Table) -> Split:
+            n = len(table.files)
+            images = FileImages(table.paths, decode)
+            return Split(images, np.zeros(n, np.int64), np.arange(n), table.captions, table.sources)
+
+        train, test, notes = self._found
+        train_rows, test_rows = self._rows
+        training = pool(train or test).subset(train_rows)
+        parts = self.amounts.apply(training, pool(test).subset(test_rows), self.name)
+        return Dataset(self.info(), *parts, notes)
+
+
+def _decode(path: Path, size: int, resize: int) -> np.ndarray[Any, Any]:
+    try:
+        return decode_image(path, size, resize)
+    except UsageError as error:
+        raise UsageError(f"{error}, or leave it out with skip_bad=true") from error
+
+
+# --- rows to tables --------------------------------------------------------------------------------
+
+
+def table(
+    rows: Sequence[Row],
+    root: Path,
+    trouble: Trouble,
+    source: Callable[[str], str],
+    wanted: Sequence[str] | None = None,
+    locate: Callable[[str], str] = str,
+) -> Table:
+    """The images of `rows` in the order in which they come, or those `wanted`, with their captions.
+
+    `locate` turns an image's name into its file's, relative to `root`. Raises UsageError for an empty caption,
+    an image without a caption and a missing image, and unless these are to be skipped; an image that cannot be
+    read is found here only when it is to be skipped.
+    """
+    captions: dict[str, dict[str, None]] = {name: {} for name in wanted or ()}
+    for row in rows:
+        if wanted is not None and row.image not in captions:
+            continue
+        own = captions.setdefault(row.image, {})
+        text = " ".join(row.caption.split())
+        if not text:
+            trouble.found(f"{row.where}: the caption of '{row.image}' is empty")
+        trouble.repeated += text in own
+        if text:
+            own[text] = None
+    good: dict[str, tuple[str, tuple[str, ...]]] = {}
+    for image, own in captions.items():
+        name = locate(image)
+        why = _unusable(root / name, own, trouble.skip)
+        if why is None:
+            good[image] = (name, tuple(own))
+        else:
+            trouble.found(why)
+    files, texts = ([pair[k] for pair in good.values()] for k in (0, 1))
+    return Table(root, tuple(files), tuple(source(i) for i in good), tuple(texts))  # type: ignore[arg-type]
+
+
+def _unusable(path: Path, captions: Mapping[str, None], look: bool) -> str | None:
+    if not captions:
+        return f"the image '{path}' has no caption"
+    if not path.is_file():
+        return f"the image '{path}' is not there"
+    return _unreadable(path, *stamp(path)) if look else None
+
+
+@functools.lru_cache(maxsize=200_000)
+def _unreadable(path: Path, size: int, modified: int) -> str | None:
+    try:
+        read_rgb(path)
+    except UsageError as error:
+        return str(error).rpartition(";")[0]
+    return None
