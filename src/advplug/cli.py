@@ -46,6 +46,7 @@ _RUN = (
     click.option("--dataset", "datasets", multiple=True, default=("digits",), show_default=True, metavar="DATASET",
                  help="Dataset: a name, folder:PATH, npz:PATH."),
     click.option("-n", "limit", type=int, metavar="N", help="Number of test images. Default: the dataset's own."),
+    click.option("--skip-bad", is_flag=True, help="Leave out images and captions that cannot be read, and note which."),
     click.option("--seed", type=int, default=0, show_default=True, help="Seed of training and attacks."),
     click.option("-o", "--output", type=click.Path(path_type=Path), default=Path(OUTPUT),
                  show_default=True, metavar="DIR", help="Folder that keeps the results; runs resume from it."),
@@ -134,11 +135,15 @@ def _run(
     dry_run: bool,
     quiet: bool,
     verbose: bool,
+    skip_bad: bool,
     **given: Any,
 ) -> None:
     from advplug.errors import CellFailure
     from advplug.session import Request, certificates, execute
+    from advplug.skipping import all_skipping
 
+    if skip_bad:
+        given["datasets"] = all_skipping(given["datasets"])
     request = Request(output=output, command=_command_line(), **given)
     sweeps = plan(request)
     if dry_run:

@@ -22,6 +22,7 @@ from advplug.data import Dataset, FileImages, Split
 from advplug.errors import GateError, UsageError
 from advplug.parse import Reference, parse_reference
 from advplug.registry import Registry, registry
+from advplug.skipping import skipping
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -334,8 +335,7 @@ def _reference(text: str) -> Reference | None:
 
 def _load(known: Registry, reference: Reference, offline: bool, skip_bad: bool) -> Dataset:
     entry = known.get("dataset", reference.name)
-    if skip_bad and any(p.name == "skip_bad" for p in entry.params()) and reference.get("skip_bad") is None:
-        reference = Reference(reference.name, (*reference.params, ("skip_bad", "true")))
+    reference = skipping(known, reference) if skip_bad else reference
     dataset: Dataset = entry.make(entry.bind(reference)).load(offline=offline)
     return dataset
 

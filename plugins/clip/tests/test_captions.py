@@ -15,6 +15,7 @@ from advplug.errors import UsageError
 from advplug.leakage import find_leaks
 from advplug.parse import parse_reference
 from advplug.registry import registry
+from advplug.skipping import all_skipping
 from cli_tools import run
 
 WORDS = ("a red ball", "the cat, asleep", 'he said "no"', "two dogs", "snow")
@@ -191,6 +192,13 @@ def test_what_is_skipped_and_what_counts_once(shop):
     assert captions["0.png"] == (WORDS[1],)
     assert captions["1.png"] == (WORDS[2],)
     assert captions["2.png"] == (WORDS[2],)
+
+
+def test_skip_bad_on_the_command_line():
+    asked = ("digits:n=20", "captions:'a b,c'", "captions:x,skip-bad=false")
+    assert all_skipping(asked) == ("digits:n=20", "captions:'a b,c',skip_bad=true", "captions:x,skip-bad=false")
+    with pytest.raises(UsageError, match="did you mean 'digits'"):
+        all_skipping(("digitz",))
 
 
 # --- Flickr8k --------------------------------------------------------------------------------------
