@@ -19,6 +19,7 @@ def test_digits_are_named_as_in_the_captions() -> None:
     assert "a picture of an eight" in made[8]
     assert "a picture of a one" in made[1]
     assert made == prompts.prompts("digits", DIGITS)
+    assert prompts.prompts(None, "0123456789")[7][3] == "the digit 7"
 
 
 def test_other_classes_get_the_simple_sentence_with_spaces_for_underscores() -> None:

@@ -50,9 +50,9 @@ class Texts:
         if info.modality != "image" or info.channels not in (1, 3):
             return f"{name} sees grey and RGB images, the dataset holds others"
         if self.task == "retrieval" and not info.captions:
-            return f"{name}:task=retrieval needs captions and the dataset has none; leave task out, or use digit-scenes"
+            return f"task=retrieval of {name} needs captions and the dataset has none; use data with captions"
         if self.task == "zero-shot" and len(info.classes) < 2:
-            return f"{name} names classes and the dataset has none; write {name}:task=retrieval"
+            return f"{name} names classes in prompts and the dataset has none; write task=retrieval"
         return None
 
     def groups(self, info: DatasetInfo) -> tuple[tuple[str, ...], ...]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 SETS = ("digits", "simple", "openai")
 """Of a handwritten digit; a photo of it; the 80 for ImageNet, which come with open_clip."""
 SIMPLE = ("a photo of a {}.",)
+NUMERALS = "0123456789"
 _ARTICLE = re.compile(r"\ba \{\}")
 
 
@@ -34,7 +35,7 @@ def prompts(templates: str | None, classes: Sequence[str]) -> Groups:
     Underscores in a class's name are read as spaces.
     """
     if templates is None:
-        templates = "digits" if set(classes) <= set(DIGITS) else "simple"
+        templates = "digits" if set(classes) <= {*DIGITS, *NUMERALS} else "simple"
     names = [" ".join(name.replace("_", " ").split()) for name in classes]
     sentences = _sentences(templates)
     if templates == "digits":
