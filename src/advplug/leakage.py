@@ -35,8 +35,8 @@ CLOSE = 0.04
 """Mean difference of a near copy in brightness, as a share of the image's own mean deviation from its mean.
 
 Relative, since flat images and thin strokes on a plain ground are close to each other in absolute terms. Photographs
-of Flickr8k and COCO saved as JPEG at quality 90, or scaled by 2 %, differ by at most 0.032; the most alike training
-and test digits of MNIST by 0.047. In brightness, since JPEG halves the resolution of colours.
+of Flickr8k and COCO saved as JPEG at quality 90, or scaled by 2 %, differ by at most 0.031; the most alike training
+and test digits of MNIST by 0.047 (docs/captions.md). In brightness, since JPEG halves the resolution of colours.
 """
 SIDE = 16
 """Images are compared at this many pixels a side."""
