@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from advplug.errors import UsageError
-from advplug_clip import prompts, tiny
+from advplug_clip import models, prompts, tiny
 from advplug_clip.captions import DIGITS, PROMPTS
 from advplug_clip.scorer import ClipScorer
 
@@ -64,3 +64,13 @@ def test_several_prompts_of_a_class_make_one_column() -> None:
             torch.testing.assert_close(column, functional.normalize(unit.mean(0), dim=0))
     assert isinstance(scorer, ClipScorer)
     assert scorer.notes == ()
+
+
+def test_classes_of_cifar100_are_named_without_underscores() -> None:
+    from advplug.builtin.datasets import cifar100
+
+    groups = models.open_clip("ViT-B-32@openai", templates="openai").texts.groups(cifar100().info())
+    assert len(groups) == 100
+    assert {len(own) for own in groups} == {80}
+    assert any("a photo of the large pickup truck." in own for own in groups)
+    assert not any("_" in text for own in groups for text in own)

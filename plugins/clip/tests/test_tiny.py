@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from advplug import evaluate
+from advplug.artifacts import Artifacts
 from advplug.data import Dataset, Split
 from advplug.errors import CellFailure, UsageError
 from advplug.rng import Stream
@@ -167,6 +170,16 @@ def test_conformance(name: str) -> None:
     results = check_model(name, on="digit-scenes")
     assert all(r.ok for r in results)
     assert len(results) == 10
+
+
+def test_both_tasks_use_the_same_trained_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADVPLUG_CACHE", str(tmp_path))
+    for task in ("zero-shot", "retrieval"):
+        result = evaluate(
+            f"clip-tiny-vit:epochs=1,task={task}", "fgsm", dataset="digit-scenes:train=128,n=16", audit="none"
+        )
+        assert [cell.status for cell in result.cells] == ["ok"]
+    assert len(Artifacts().ls()) == 1
 
 
 # --- the bars --------------------------------------------------------------------------------------
