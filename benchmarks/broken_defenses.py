@@ -26,8 +26,8 @@ from advplug import session
 from advplug.artifacts import Artifacts
 from advplug.build import Builder
 from advplug.contracts import Ball, Batch, Threat, Wrap
-from advplug.matrix import VictimPlan, bind, bind_stack
 from advplug.parse import parse_reference, parse_stack
+from advplug.plans import VictimPlan, bind, bind_stack
 from advplug.results import RunResult, ThreatRow
 from advplug.rng import Stream
 from advplug.runner import Silent

@@ -481,7 +481,8 @@ def test_a_users_own_model_is_tuned_and_stays_as_it_is() -> None:
         assert str(cell.reason).endswith(f"is only loaded; use a model by name without weights, or {instead}")
     del own["train"]
     result = advplug.evaluate(model, "fgsm", "adv-finetune:epochs=1", **own)
-    assert "training needs at least 2 images, got 0" in str(result.cells[1].reason)
+    assert result.cells[1].status == "refused"
+    assert "adv-finetune:epochs=1 learns from training images" in str(result.cells[1].reason)
 
 
 def test_a_users_own_architecture_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

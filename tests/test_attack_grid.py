@@ -121,7 +121,8 @@ def test_the_usual_run_holds_every_pair() -> None:
 
 
 def test_capabilities_are_used_by_the_matrix() -> None:
-    from advplug.matrix import Axes, bind, expand
+    from advplug.matrix import Axes, expand
+    from advplug.plans import bind
 
     known = registry()
     dataset = bind(known, "dataset", Reference("fake", (("classes", "2"), ("channels", "1"))))

@@ -302,8 +302,9 @@ def test_it_stacks_outside_and_inside_another_input_defense(tmp_path: Path) -> N
 def test_data_without_training_images_ask_for_a_threshold() -> None:
     x, y = torch.rand(12, 1, 8, 8, generator=generator()), torch.arange(12) % 3
     asked = {"dataset": (x, y), "eps": "1/10", "audit": "none"}
-    failed = advplug.evaluate(Net(), "fgsm", "feature-squeezing", **asked)  # type: ignore[arg-type]
-    assert any("threshold=1" in str(c.reason) for c in failed.failed)
+    without = advplug.evaluate(Net(), "fgsm", "feature-squeezing", **asked)  # type: ignore[arg-type]
+    assert [c.status for c in without.cells] == ["ok", "refused"]
+    assert "threshold=1" in str(without.cells[1].reason)
     given = advplug.evaluate(Net(), "fgsm", "feature-squeezing:threshold=1", **asked)  # type: ignore[arg-type]
     assert not given.failed
 

@@ -23,8 +23,9 @@ from advplug.contracts import (
     Targeted,
 )
 from advplug.errors import UsageError
-from advplug.matrix import Axes, Bound, bind, bind_stack, expand, standard_protocol
+from advplug.matrix import Axes, expand, standard_protocol
 from advplug.parse import parse_reference, parse_stack
+from advplug.plans import Bound, bind, bind_stack
 from advplug.registry import registry
 
 INFO = DatasetInfo(tuple("abcdefghij"), 1, (32, 32), {"linf": Fraction(1, 10), "l2": Fraction(2)}, evaluate=100)
@@ -183,7 +184,7 @@ def test_refusals_say_what_would_work():
 
 
 def test_training_set_attacks_need_a_model_that_is_trained():
-    from advplug.matrix import judge
+    from advplug.judging import judge
 
     poison = Bound("poison", {}, AttackCaps(Access.TRAINING_SET, frozenset({"linf"})))
     victim = plan("pgd", net=model("loaded", trained=False))[0].victim
@@ -192,7 +193,7 @@ def test_training_set_attacks_need_a_model_that_is_trained():
 
 
 def test_goals_an_attack_does_not_have_are_refused():
-    from advplug.matrix import judge
+    from advplug.judging import judge
 
     only = Bound("deep", {}, AttackCaps(Access.GRADIENT, frozenset({"linf"})))
     refused, _ = judge(plan("pgd")[0].victim, only, "linf", Targeted("next"), INFO)
@@ -200,7 +201,7 @@ def test_goals_an_attack_does_not_have_are_refused():
 
 
 def test_too_few_classes_are_refused_with_a_way_out():
-    from advplug.matrix import judge
+    from advplug.judging import judge
 
     needs_four = Bound("dlr-t", {}, AttackCaps(Access.GRADIENT, frozenset({"linf"}), min_classes=4))
     three = dataset(classes=("a", "b", "c"))

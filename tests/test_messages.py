@@ -116,7 +116,7 @@ USAGE = [
     (ev(CNN, "pgd:steps="), "a value is missing after steps="),
     (ev(CNN, "pgd:40"), "attack 'pgd' takes no bare value, got '40'"),
     (ev(CNN, "pgd:loss=cee"), "loss cannot be 'cee'"),
-    (ev(CNN, "pgd:target=nxt"), "target takes next, random, least-likely or a class number, got 'nxt'; did you mean"),
+    (ev(CNN, "pgd:target=nxt"), "a class number or the name of one, got 'nxt'; did you mean"),
     (ev(CNN, "pgd:target=4"), "target 4 is no class; the dataset has classes 0 to 3"),
     (ev(CNN, "pgd:norm=l3"), "no norm is called 'l3'"),
     (ev(CNN, "pgd(steps=3"), "after 'pgd' comes ':'"),

@@ -23,8 +23,8 @@ from advplug.contracts import Ball, DatasetInfo, Schedule, Threat, Tuned
 from advplug.data import ArrayImages, Split
 from advplug.defenses.pruning import rebuild
 from advplug.errors import UsageError
-from advplug.matrix import VictimPlan, bind, bind_stack
 from advplug.parse import parse_reference, parse_stack
+from advplug.plans import VictimPlan, bind, bind_stack
 from advplug.registry import registry
 from advplug.rng import Stream
 from advplug.train import Training

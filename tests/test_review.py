@@ -160,7 +160,7 @@ def test_a_part_of_the_threat_given_twice_is_refused(twice: str):
 
 
 def test_a_target_that_only_looks_like_a_number():
-    with pytest.raises(UsageError, match="or a class number"):
+    with pytest.raises(UsageError, match="a class number or the name of one"):
         advplug.evaluate(Net(), "pgd:target='²'", dataset=(X, Y))
 
 

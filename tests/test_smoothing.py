@@ -21,8 +21,8 @@ from advplug.data import ArrayImages, Split
 from advplug.decisions import Batching
 from advplug.defenses.noise import noise_loss, noisy
 from advplug.defenses.smoothing import ABSTAINS, certify, is_sure, lower_bound, radius, sample
-from advplug.matrix import bind
 from advplug.parse import parse_reference
+from advplug.plans import bind
 from advplug.registry import Source, load, registry
 from advplug.rng import Stream
 from advplug.victim import Victim
@@ -204,7 +204,7 @@ def test_only_what_training_depends_on_makes_another_training() -> None:
         bound = bind(registry(), "defense", parse_reference(text))
         return _training_recipe(bound, bound.make()[0])
 
-    assert trained("smoothing:votes=7,n=50,draws=4") == trained("smoothing")
+    assert trained("smoothing:votes=17,n=50,draws=4") == trained("smoothing")
     assert trained("smoothing:sigma=0.5") != trained("smoothing")
 
 
@@ -266,7 +266,7 @@ def test_certificates_are_planned_proven_reported_and_resumed(monkeypatch: pytes
 
 @pytest.mark.usefixtures("here")
 def test_other_norms_get_no_certificate_and_a_failed_one_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = ("-m", CNN, "-d", CHEAP, *PGD, "-e", "8/255", "--no-baseline")
+    asked = ("-m", CNN, "-d", CHEAP, *PGD, "--no-baseline")
     real, failure = runner.prove, runner.CellFailure("no luck")
 
     def unlucky(*_: Any) -> Any:
@@ -282,12 +282,17 @@ def test_other_norms_get_no_certificate_and_a_failed_one_is_tried_again(monkeypa
     assert made["norm"] == "l2"
     assert [a["radius"] for a in made["certified_accuracy"]] == ["1/8", "1/4", "3/8", "1/2"]
     assert [a["worst_case_accuracy"] for a in made["certified_accuracy"]] == [None] * 4
+    (refused,) = evaluate(*asked, "-e", "1/100")["certificates"]
+    assert (refused["status"], refused["reason"]) == (
+        "refused",
+        "it covers changes in l2, none in linf; add budgets, like -e l2:0.5",
+    )
 
 
 @pytest.mark.usefixtures("here")
 def test_what_cannot_be_certified_is_refused_with_what_works() -> None:
     module, x, y = two_classes(8)
-    defenses = ["smoothing", "smoothing:train=no,votes=4,n0=2,n=5,draws=2"]
+    defenses = ["smoothing", "smoothing:train=no,votes=11,n0=2,n=5,draws=2"]
     result = advplug.evaluate(module, "fgsm", defenses, dataset=(x, y), audit="none", classes=2)
     first, second = result.certificates
     assert first.status == "refused"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from advplug.errors import UsageError
-from advplug.matrix import Bound
+from advplug.plans import Bound
 from advplug.results import RunResult
 from advplug.session import Request, execute, plan
 

@@ -15,8 +15,10 @@ from advplug.estimate import Estimate, paired_difference
 from advplug.evidence import Array, Evidence, worst_case
 from advplug.health import Audit, Finding, Group, examine, verdict
 from advplug.keys import digest
-from advplug.matrix import Bound, Sweep
+from advplug.matrix import Sweep
+from advplug.plans import Bound
 from advplug.results import AuditCost, Cell, Certificate, RunInfo, RunResult, ThreatRow
+from advplug.similarities import Similarities
 
 
 @dataclass(frozen=True)
@@ -149,15 +151,14 @@ def _worst(findings: Sequence[Finding]) -> Array | None:
 
 @dataclass(frozen=True)
 class _Baselines:
-    """Worst-case robustness of the undefended victim under the same threat."""
+    """What attacks did to the undefended victim under the same threat."""
 
     groups: dict[str, list[tuple[Sweep, Fraction]]]
     stored: Stored
 
-    def worst(self, sweep: Sweep, eps: Fraction) -> Array | None:
+    def findings(self, sweep: Sweep, eps: Fraction) -> list[Finding]:
         undefended = replace(sweep, victim=sweep.victim.baseline)
-        members = self.groups.get(undefended.threat_key(eps), [])
-        return _worst(_findings(members, self.stored))
+        return _findings(self.groups.get(undefended.threat_key(eps), []), self.stored)
 
 
 def _threat_row(
@@ -168,6 +169,9 @@ def _threat_row(
     dependent = stored.batch_dependent(sweep.victim.key)
     worst = _worst(findings)
     audit = stored.audit(group_key(members))
+    minimised = any(f.evidence.minimised for f in findings)
+    undefended = baselines.findings(sweep, eps) if sweep.victim.defense else []
+    similar = Similarities.of(findings, undefended) if minimised else None
     group = Group(
         findings,
         audit,
@@ -175,7 +179,7 @@ def _threat_row(
         defended=bool(sweep.victim.defense),
         complete=len(findings) == len(members),
         targeted=isinstance(sweep.goal, Targeted),
-        difference=_difference(worst, baselines.worst(sweep, eps)) if sweep.victim.defense else None,
+        difference=similar.difference if similar else _difference(worst, _worst(undefended)),
         certified=proven.at(sweep, eps) if proven else None,
         proof_error=proven.proofs.error if proven and proven.proofs else 0.0,
     )
@@ -184,12 +188,13 @@ def _threat_row(
         **identity(sweep, eps),  # type: ignore[arg-type]
         attacks=tuple(f.attack for f in findings),
         clean_accuracy=share(findings[0].evidence.clean) if findings else None,
-        worst_case_accuracy=None if worst is None else share(worst),
+        worst_case_accuracy=None if worst is None or minimised else share(worst),
         difference_to_baseline=group.difference,
         verdict=verdict(group, flags, unchecked),
         flags=flags,
         unchecked=unchecked,
         audit=None if audit is None else AuditCost(audit.level, len(audit.rows), audit.forward, audit.backward),
+        **({} if similar is None else similar.columns()),  # type: ignore[arg-type]
     )
 
 

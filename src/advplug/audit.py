@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from advplug.attacks.aims import SIMILARITY
 from advplug.attacks.engine import GradientAttack
 from advplug.attacks.square import Square
 from advplug.build import Built
@@ -23,19 +24,20 @@ from advplug.contracts import (
     EvasionAttack,
     Goal,
     Gradient,
+    Minimise,
     Norm,
     Strength,
     Targeted,
     Threat,
 )
 from advplug.craft import checked, craft, targets
-from advplug.decisions import CHUNK, Batching, Clean, draws_of, succeeds
+from advplug.decisions import CHUNK, Batching, Clean, cosines, draws_of, succeeds
 from advplug.evidence import Array
 from advplug.health.attacks import QUERIES
 from advplug.health.facts import CHOICE, Audit, Finding, broken
 from advplug.health.gradients import SHARE_SATURATED
 from advplug.inspection import inspect
-from advplug.matrix import Bound
+from advplug.plans import Bound
 from advplug.rng import Stream
 from advplug.victim import span
 
@@ -88,7 +90,7 @@ def run_audit(
     seen = vars(inspect(built, rows, first, batching))
     probes = _Probes(built, clean, threat, rows, batching)
     found = probes.short(seen["saturated"], declared.rejects)
-    if level == "full" and threat[0] in ("linf", "l2"):
+    if level == "full" and threat[0] in ("linf", "l2") and not isinstance(threat[2], Minimise):
         found["black_box"] = probes.run(Square(QUERIES), "square")
     spent = victim.passes.forward - before.forward
     allowed = None if level == "full" else PGD_STEPS * QUICK * probes.unit - spent
@@ -123,8 +125,12 @@ class _Probes:
         cold = pgd(steps=COLD_STEPS)
         found["cold_half"] = self.run(cold, "cold_half", Ball(norm, eps / 2))
         found["cold_full"] = self.run(cold, "cold_full")
+        if isinstance(goal, Minimise):
+            return found
         if not (isinstance(goal, Targeted) or rejects):
-            found["unbounded"] = self.run(cold, "unbounded", Ball("linf", max(UNBOUNDED, eps)))
+            # In another norm eps is no distance in L-inf.
+            reach = max(UNBOUNDED, eps) if norm == "linf" else UNBOUNDED
+            found["unbounded"] = self.run(cold, "unbounded", Ball("linf", reach))
         if saturated.mean() >= SHARE_SATURATED:
             found["margin"] = self.run(pgd(steps=COLD_STEPS, loss="margin"), "margin")
         return found
@@ -137,10 +143,13 @@ class _Probes:
             return {}
         best = max(iterative, key=lambda m: (m.finding.strength, _steps(m.attack)))
         attack, steps, runs = _doubled(best.attack, self.threat[0])
-        left = np.flatnonzero(~broken([m.finding for m in members], self.rows, CHOICE))
+        findings = [m.finding for m in members]
+        lowers = isinstance(self.threat[2], Minimise)
+        left = np.arange(len(self.rows)) if lowers else np.flatnonzero(~broken(findings, self.rows, CHOICE))
         if allowed is not None:
             left = left[: self._reach(allowed // ((runs * (steps + 1) + 1) * self.unit), len(left))]
-        probed, longer = (np.zeros(len(self.rows), dtype=bool) for _ in range(2))
+        probed = np.zeros(len(self.rows), dtype=bool)
+        longer: Array = np.zeros(len(self.rows), dtype=np.float32 if lowers else bool)
         probed[left] = True
         if len(left):
             longer[left] = replace(self, rows=self.rows[left]).run(attack, "longer")
@@ -152,8 +161,12 @@ class _Probes:
         return max((n for n in range(1, most + 1) if span(n, size) <= passes), default=0)
 
     def run(self, attack: EvasionAttack, name: str, ball: Ball | None = None) -> Array:
-        """(m,) bool: which of the images the attack breaks, by majority of the draws."""
+        """(m,) bool: which of the images the attack breaks, by majority of the draws; where similarities are minimised,
+        those that it leaves."""
         norm, eps, goal = self.threat
+        lowers = isinstance(goal, Minimise)
+        if lowers and isinstance(attack, GradientAttack):
+            attack = replace(attack, loss=SIMILARITY)
         victim, stream = self.built.victim, Stream(self.built.seed, f"audit/{name}")
         threat, found = Threat(ball or Ball(norm, eps), goal, Access.GRADIENT), []
         for start in range(0, len(self.rows), CHUNK):
@@ -162,16 +175,20 @@ class _Probes:
             mask = np.ones(len(part), dtype=bool)
             if isinstance(goal, Targeted):
                 least = self.clean.least_likely[part]
-                wanted = targets(goal, batch, least, victim.classes, Stream(self.built.seed, "targets"))
+                wanted = targets(goal, batch, least, victim, Stream(self.built.seed, "targets"))
                 batch = Batch(batch.x, batch.y, batch.index, wanted)
                 mask = (wanted != batch.y).cpu().numpy()
-            success = np.zeros(len(part), dtype=bool)
+            success: Array = np.zeros(len(part), dtype=bool)
             if mask.any():
                 todo = batch.take(torch.from_numpy(mask).to(batch.y.device))
                 victim.reseed("audit", name, start)
                 made = craft(attack, victim, todo, threat, stream, self.batching, f"audit probe '{name}'")
                 x, _, _ = checked(made, todo, threat)
-                success[mask] = succeeds(victim, x, todo, self.batching, draws_of(victim)).mean(axis=1) > 0.5
+                if lowers and victim.columns is not None:
+                    each = torch.from_numpy(cosines(victim, x, self.batching)).to(victim.device)
+                    success = (victim.columns.similarity(each, todo.y) * victim.columns.scale).cpu().numpy()
+                else:
+                    success[mask] = succeeds(victim, x, todo, self.batching, draws_of(victim)).mean(axis=1) > 0.5
             found.append(success)
         return np.concatenate(found)
 

@@ -29,12 +29,14 @@ from advplug.contracts import (
 )
 from advplug.data import Dataset, Split
 from advplug.errors import UsageError
+from advplug.gallery import with_texts
+from advplug.judging import IMAGE_TEXT
 from advplug.keys import SCHEMA, digest
-from advplug.matrix import Bound, VictimPlan
 from advplug.params import plain
+from advplug.plans import Bound, VictimPlan
 from advplug.rng import Stream
 from advplug.train import Training
-from advplug.victim import Victim
+from advplug.victim import Columns, Victim
 
 TUNING = Schedule(lr=3e-4)
 """How weights that are only loaded are tuned: gently, since they were trained elsewhere."""
@@ -115,8 +117,16 @@ class Builder:
                 tuned = self._tune(plan, info, data, model, chain, bound, stage)
                 model, defend = tuned.model, defend + tuned.seconds
                 _tell(facts, bound, tuned.facts)
+        split, notes = subset(dataset.test, limit)
+        notes = (*dataset.notes, *notes)
+        model = model.to(self.device).eval()
+        columns: Columns | None = None
+        if plan.model.caps.modality == IMAGE_TEXT:
+            model, split, columns = with_texts(model, split, plan.model.caps.task, len(info.classes))
+            columns = replace(columns, readable=all(bound.caps.keeps_scores for bound in plan.defense))
         stream = Stream(plan.seed, f"victim/{plan.key}")
-        victim = Victim(model.to(self.device).eval(), len(info.classes), (), self.device, stream, key=plan.key)
+        classes = len(info.classes) if columns is None else columns.classes
+        victim = Victim(model, classes, (), self.device, stream, key=plan.key, columns=columns)
         for bound, stage in stages:
             if isinstance(stage, Calibrated):
                 chain = chain.extended(calibrated=plain(bound.recipe))
@@ -126,7 +136,6 @@ class Builder:
             elif isinstance(stage, Wrap):
                 chain = chain.extended(wrap=plain(bound.recipe))
                 victim = replace(victim, wraps=(*victim.wraps, stage))
-        split, notes = subset(dataset.test, limit)
         notes += tuple(f"{name}: {text}" for name, told in facts.items() for text in told.get("warnings", ()))
         return Built(victim, split, plan.seed, weights_hash(victim.module), facts, notes, trained.seconds, defend)
 
@@ -264,7 +273,7 @@ class Builder:
 
 def _weights_recipe(model: Bound) -> Mapping[str, Any]:
     """What the trained weights depend on: all of the model's recipe, unless its source says what matters."""
-    matters: Callable[[], Mapping[str, Any]] | None = getattr(model.value, "weights", None)
+    matters: Callable[[], Mapping[str, Any]] | None = getattr(model.value, "weights_recipe", None)
     known = {**model.recipe, "identity": model.value.identity()}
     return known if matters is None else {**known, "params": matters()}
 

@@ -14,8 +14,10 @@ import numpy as np
 from advplug.contracts import DatasetInfo, DefenseCaps, Norm
 from advplug.estimate import Estimate, rate
 from advplug.evidence import Array
+from advplug.judging import Refused, judge_victim
 from advplug.keys import SCHEMA, digest
-from advplug.matrix import Refused, Sweep, VictimPlan, judge_victim
+from advplug.matrix import Sweep
+from advplug.plans import VictimPlan
 from advplug.results import Certificate, CertifiedAccuracy
 
 
@@ -36,7 +38,8 @@ class CertificatePlan:
     @cached_property
     def key(self) -> str:
         """The radii are no part of it: what is proven of an image answers for each of them."""
-        return digest({"certificate": self.victim.recipe, "n": self.limit, "schema": SCHEMA})
+        refused = {"refused": str(self.refused)} if self.refused else {}
+        return digest({"certificate": self.victim.recipe, "n": self.limit, "schema": SCHEMA, **refused})
 
     def identity(self) -> dict[str, Any]:
         """The columns that name it."""
@@ -57,7 +60,10 @@ def certifying(victim: VictimPlan) -> Norm | None:
 
 
 def planned(sweeps: Sequence[Sweep]) -> list[CertificatePlan]:
-    """One plan for each certifying victim of the matrix, in order."""
+    """One plan for each certifying victim of the matrix, in order.
+
+    Where budgets were asked for and none is in the certificate's norm, it is refused.
+    """
     victims: dict[str, list[Sweep]] = {}
     for sweep in sweeps:
         if certifying(sweep.victim):
@@ -73,7 +79,13 @@ def _plan(members: Sequence[Sweep]) -> CertificatePlan:
     radii = tuple(sorted({eps for s in members if s.norm == norm for eps in s.budgets}))
     others = sorted({s.norm for s in members} - {norm})
     notes = (f"it covers changes in {norm}, none in {' or '.join(others)}",) if others else ()
-    return CertificatePlan(first.victim, norm, radii, first.limit, judge_victim(first.victim, info), notes)
+    refused = judge_victim(first.victim, info)
+    if refused is None and not radii and any(s.asked for s in members):
+        refused = Refused(
+            f"it covers changes in {norm}, none in {' or '.join(others)}", f"add budgets, like -e {norm}:0.5"
+        )
+        notes = ()
+    return CertificatePlan(first.victim, norm, radii, first.limit, refused, notes)
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,17 @@ from advplug.errors import GateError, UsageError
 from advplug.estimate import Estimate, paired_difference
 from advplug.evidence import Array, Evidence, worst_case
 from advplug.keys import SCHEMA
-from advplug.store import contents
+from advplug.store import THREAT, contents, verdicts
 
-COLUMNS = ("dataset", "model", "defense", "norm", "eps", "goal", "seed")
+COLUMNS = THREAT
+UNTRUSTED = "not trustworthy"
 LIKE = ("dataset", "norm", "eps", "goal")
 """Columns in which two threats have to agree for a comparison to mean anything."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One run's part of a comparison."""
+    """One run's part of a comparison; verdict and flags are what the run itself said, None where it never finished."""
 
     dataset: str
     model: str
@@ -35,6 +36,8 @@ class Side:
     attacks: tuple[str, ...]
     clean_accuracy: Estimate | None
     worst_case_accuracy: Estimate | None
+    verdict: str | None = None
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ class _Threat:
     columns: dict[str, Any]
     attacks: list[str] = field(default_factory=list)
     evidence: list[Evidence] = field(default_factory=list)
+    verdict: str | None = None
+    flags: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -89,7 +94,7 @@ class _Threat:
     def side(self, rows: Array) -> Side:
         clean = share(self.evidence[0].rows(rows).clean)
         return Side(**self.columns, attacks=tuple(self.attacks), clean_accuracy=clean,
-                    worst_case_accuracy=share(self.robust(rows)))  # fmt: skip
+                    worst_case_accuracy=share(self.robust(rows)), verdict=self.verdict, flags=self.flags)  # fmt: skip
 
 
 def compare(a: Path, b: Path) -> Compared:
@@ -123,12 +128,17 @@ def compare(a: Path, b: Path) -> Compared:
 
 
 def _threats(folder: Path) -> dict[tuple[Any, ...], _Threat]:
-    """By name; of several sets of images under one name the largest."""
+    """By name; of several sets of images under one name the largest. Similarities are no accuracy and left out."""
     found: dict[tuple[Any, ...], dict[bytes, _Threat]] = {}
-    for cell, evidence in contents(folder):
+    stored = contents(folder)
+    said = verdicts(folder)
+    for cell, evidence in stored:
+        if evidence.minimised:
+            continue
         columns = {c: getattr(cell, c) for c in COLUMNS}
         sets = found.setdefault(tuple(columns.values()), {})
-        threat = sets.setdefault(evidence.index.tobytes(), _Threat(columns))
+        verdict, flags = said.get(tuple(columns.values()), (None, ()))
+        threat = sets.setdefault(evidence.index.tobytes(), _Threat(columns, verdict=verdict, flags=flags))
         threat.attacks.append(cell.attack)
         threat.evidence.append(evidence)
     if not found:
@@ -148,11 +158,15 @@ def _compared(left: _Threat, right: _Threat, common: Array) -> Comparison:
     )
     assert robust is not None
     assert clean is not None
-    return Comparison(left.side(rows[0]), right.side(rows[1]), len(common), robust, clean, conclusion(robust))
+    a, b = left.side(rows[0]), right.side(rows[1])
+    return Comparison(a, b, len(common), robust, clean, conclusion(robust, a.verdict, b.verdict))
 
 
-def conclusion(difference: Estimate) -> str:
-    """What an interval of B less A allows to say."""
+def conclusion(difference: Estimate, a: str | None = None, b: str | None = None) -> str:
+    """What an interval of B less A allows to say, and the verdicts on both."""
+    doubted = " and ".join(name for name, said in (("A", a), ("B", b)) if said == UNTRUSTED)
+    if doubted:
+        return f"{doubted} not trustworthy"
     if difference.low is not None and difference.low > 0:
         return "B is more robust"
     if difference.high is not None and difference.high < 0:
@@ -161,7 +175,11 @@ def conclusion(difference: Estimate) -> str:
 
 
 def gate(compared: Compared, points: float) -> None:
-    """Raises GateError where B's worst-case accuracy lies more than `points` below A's."""
+    """Raises GateError where B's worst-case accuracy lies more than `points` below A's, or should not be believed."""
+    for row in compared.rows:
+        if row.b.verdict == UNTRUSTED:
+            what = f"{row.b.model} ({row.b.defense}), {row.b.norm} {row.b.eps}"
+            raise GateError(f"{what}: its accuracy is not trustworthy: {', '.join(row.b.flags)}")
     below = [r for r in compared.rows if 100 * r.worst_case_difference.value < -points - 1e-9]
     if below:
         worst = min(below, key=lambda r: r.worst_case_difference.value)
@@ -181,10 +199,11 @@ def render(compared: Compared) -> str:
         return [row.a.dataset, victims[0] if same else " | ".join(victims), row.a.norm, row.a.eps, row.a.goal, seeds]
 
     header = ["dataset", "model (defense)", "norm", "eps", "goal", "seed", "images", "A %", "B %", "B - A [95 %]",
-              "clean B - A [95 %]", "conclusion"]  # fmt: skip
+              "clean B - A [95 %]", "verdicts", "conclusion"]  # fmt: skip
     lines = [
         [*named(r), str(r.images), percent(r.a.worst_case_accuracy), percent(r.b.worst_case_accuracy),
-         points(r.worst_case_difference), points(r.clean_difference), r.conclusion]
+         points(r.worst_case_difference), points(r.clean_difference),
+         " | ".join(dict.fromkeys(s.verdict or "unknown" for s in (r.a, r.b))), r.conclusion]
         for r in compared.rows
     ]  # fmt: skip
     remarks = [f"note: {n}" for n in compared.notes]

@@ -8,7 +8,7 @@ from torch import Tensor
 from advplug.ball import project
 from advplug.contracts import Ball, Batch, Crafted, EvasionAttack, MinimumNorm, Targeted, Threat
 from advplug.decisions import Batching
-from advplug.errors import AdvplugError, CellFailure
+from advplug.errors import AdvplugError, CellFailure, UsageError
 from advplug.evidence import Array
 from advplug.isolation import isolated
 from advplug.perturbations import beyond
@@ -16,9 +16,12 @@ from advplug.rng import Stream
 from advplug.victim import Victim
 
 
-def targets(goal: Targeted, batch: Batch, least_likely: Array, classes: int, stream: Stream) -> Tensor:
-    """The target class (B,) of each image; `least_likely` (B,) are the clean images' smallest scores."""
-    y = batch.y
+def targets(goal: Targeted, batch: Batch, least_likely: Array, victim: Victim, stream: Stream) -> Tensor:
+    """The target class (B,) of each image; `least_likely` (B,) are the clean images' smallest scores.
+
+    Raises UsageError for a text that is none of the victim's.
+    """
+    y, classes = batch.y, victim.classes
     if goal.to == "next":
         return (y + 1) % classes
     if goal.to == "least-likely":
@@ -26,7 +29,14 @@ def targets(goal: Targeted, batch: Batch, least_likely: Array, classes: int, str
     if goal.to == "random":
         shift = stream.per_image(lambda g: torch.randint(1, classes, (), generator=g), batch.index, "target")
         return (y + shift.to(y.device)) % classes
-    return torch.full_like(y, int(goal.to))
+    return torch.full_like(y, goal.to if isinstance(goal.to, int) else _class_of(goal.to, victim))
+
+
+def _class_of(text: str, victim: Victim) -> int:
+    texts = () if victim.columns is None else victim.columns.texts
+    if victim.columns is None or text not in texts:
+        raise UsageError(f"target '{text}' is none of the {len(texts)} captions that are evaluated")
+    return int(victim.columns.group[texts.index(text)])
 
 
 def craft(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -26,12 +26,14 @@ T = TypeVar("T")
 
 @dataclass
 class Clean:
-    """The victim's answers without attack: right and rejected (n, d), label and least likely class (n,)."""
+    """The victim's answers without attack: right and rejected (n, d), label and least likely class (n,); cosines
+    (n, C), where its columns are texts."""
 
     right: Array
     rejected: Array
     label: Array
     least_likely: Array
+    cosines: Array | None = None
 
 
 @dataclass
@@ -91,7 +93,7 @@ def draws_of(victim: Victim) -> int:
 
 def clean_decisions(victim: Victim, split: Split, batching: Batching) -> Clean:
     """Judges every evaluated image without attack."""
-    right, rejected, label, least = [], [], [], []
+    right, rejected, label, least, near = [], [], [], [], []
     victim.reseed("clean")
     for batch in split.batches(CHUNK, victim.device):
         labels, accepted, smallest = decide(victim, batch.x, batching, draws_of(victim))
@@ -99,8 +101,26 @@ def clean_decisions(victim: Victim, split: Split, batching: Batching) -> Clean:
         rejected.append(~accepted)
         label.append(labels[:, 0])
         least.append(smallest)
+        if victim.columns is not None and victim.columns.readable:
+            near.append(cosines(victim, batch.x, batching))
         release_freed_memory()
-    return Clean(*(np.concatenate(parts) for parts in (right, rejected, label, least)))
+    found = Clean(*(np.concatenate(parts) for parts in (right, rejected, label, least)))
+    return replace(found, cosines=np.concatenate(near) if near else None)
+
+
+def cosines(victim: Victim, x: Tensor, batching: Batching) -> Array:
+    """(B, C): of images and texts, means over the decisions of a randomised victim."""
+
+    def work(size: int) -> Array:
+        return np.concatenate(
+            [
+                torch.stack([victim.cosines(part) for _ in range(draws_of(victim))]).mean(0).cpu().numpy()
+                for part in torch.split(x, size)
+            ]
+        )
+
+    with victim.frozen():
+        return batching.run(work)
 
 
 def succeeds(victim: Victim, x: Tensor, batch: Batch, batching: Batching, draws: int) -> Array:

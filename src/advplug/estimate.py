@@ -42,6 +42,21 @@ def rate(successes: float, n: int, spread: float | None = None) -> Estimate | No
     return Estimate(p, low, high, n, spread)
 
 
+def mean(values: Sequence[float] | Bits) -> Estimate | None:
+    """The sample mean with Student's 95 % interval; None for no values, no interval for a single one."""
+    found = np.asarray(values, dtype=np.float64)
+    n = len(found)
+    if n == 0:
+        return None
+    centre = float(found.mean())
+    if n == 1:
+        return Estimate(centre, None, None, 1)
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, n - 1)) * float(found.std(ddof=1)) / math.sqrt(n)
+    return Estimate(centre, centre - half, centre + half, n)
+
+
 def median(values: Sequence[float] | Bits) -> Estimate | None:
     """The sample median with its distribution-free 95 % interval from order statistics; None for no values.
 

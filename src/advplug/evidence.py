@@ -27,6 +27,13 @@ class Evidence:
     images that were not attacked 0, or NaN under a targeted goal;
     steps, zero_gradient, nonfinite, queries (n,) and any_iterate, final_iterate, black_box (n,): the attack's own
     trace, where it gave one; violations: images outside the perturbation set, by at most `worst_violation`.
+
+    Of victims whose columns are texts also: own (n, C), which of the texts are the image's; right (n, C), in a
+    gallery, those and all that read the same; cosine, cosine_adaptive, cosine_static, cosine_bare, cosine_rounded
+    (n, C), of each image and text, means over the decisions; minimised: 1 where the attack lowered similarities, so
+    that its successes are by the way.
+
+    capped: 1 where the attack's failure makes no right answer, under targeted goals and for victims that may refuse.
     """
 
     index: Array
@@ -48,6 +55,15 @@ class Evidence:
     any_iterate: Array | None = None
     final_iterate: Array | None = None
     black_box: Array | None = None
+    own: Array | None = None
+    right: Array | None = None
+    cosine: Array | None = None
+    cosine_adaptive: Array | None = None
+    cosine_static: Array | None = None
+    cosine_bare: Array | None = None
+    cosine_rounded: Array | None = None
+    minimised: int = 0
+    capped: int = 0
     violations: int = 0
     worst_violation: float = 0.0
 
@@ -61,11 +77,27 @@ class Evidence:
 
     def robust(self, success: Array) -> Array:
         """(n, d): right on the clean image and not broken."""
-        return np.where(self.attacked[:, None], ~success.astype(bool), self.clean)
+        kept = np.where(self.attacked[:, None], ~success.astype(bool), self.clean)
+        if not self.capped:
+            return kept
+        # Of answers that are drawn an image keeps no more than were right without attack.
+        more = kept.mean(axis=1) > self.clean.mean(axis=1)
+        return np.where(more[:, None], self.clean, kept)
 
     def robust_by_origin(self) -> list[Array]:
         """One (n, d) array for each place the attack was crafted at."""
         return [self.robust(s) for s in (self.adaptive, self.static, self.bare) if s is not None]
+
+    def similarity(self, cosine: Array | None) -> Array | None:
+        """(n,): the mean cosine of each image and its own texts."""
+        if cosine is None or self.own is None:
+            return None
+        return np.asarray(np.where(self.own, cosine, 0).sum(axis=1) / self.own.sum(axis=1))
+
+    def similarity_by_origin(self) -> list[Array]:
+        """One (n,) array for each place the attack was crafted at."""
+        found = map(self.similarity, (self.cosine_adaptive, self.cosine_static, self.cosine_bare))
+        return [s for s in found if s is not None]
 
     def rows(self, picked: Array) -> Evidence:
         """The images at `picked`."""
@@ -100,10 +132,12 @@ def worst_case(robust: Sequence[Array]) -> Array:
     """The per-image worst of several (n, d) arrays, as (n, d').
 
     For a randomised victim the worst is chosen on half of the draws and reported on the other half, so
-    that picking the unluckiest draw does not count as an attack.
+    that picking the unluckiest draw does not count as an attack. Few draws choose badly: where one attack on all
+    images leaves less than the chosen ones, that attack is the worst case.
     """
     stacked = np.stack([np.asarray(r, dtype=bool) for r in robust])
     if stacked.shape[2] == 1 or len(stacked) == 1:
         return np.asarray(stacked.min(axis=0) if stacked.shape[2] == 1 else stacked[0])
     choice = stacked[:, :, 0::2].mean(axis=2).argmin(axis=0)
-    return np.asarray(stacked[choice, np.arange(stacked.shape[1])][:, 1::2])
+    chosen = stacked[choice, np.arange(stacked.shape[1])][:, 1::2]
+    return np.asarray(min([chosen, *stacked[:, :, 1::2]], key=lambda bits: float(bits.mean())))

@@ -23,8 +23,9 @@ REPEATS = 5
 """Passes of the same images that have to agree, as in AutoAttack's check."""
 DIRECTIONS = 32
 """Images whose gradient is compared with finite differences."""
-STEP = 1e-6
-"""Pixels a finite difference reaches to each side: in float64 rounding costs 1e-9 of it, and kinks are rarely met."""
+STEPS = (1e-6, 1e-8)
+"""Pixels a finite difference reaches to each side, the better of which counts: the longer is less rounded, the shorter
+rarely meets a kink of a rectifier or a pool."""
 ROUNDED = 1e-14
 """What float64 rounding may add to a mixture of logits, as a share of it."""
 PROBABLE = 1e-5
@@ -35,6 +36,7 @@ class Seen:
     """The part of `health.Audit` that needs no attack; see there."""
 
     spread: float | None
+    attacked_spread: float | None
     probabilities: bool
     saturated: Array
     plain: Array
@@ -54,12 +56,13 @@ def inspect(built: Built, rows: Array, first: int, batching: Batching) -> Seen:
         with victim.frozen():
             parts = list(zip(torch.split(x, size), torch.split(y, size), strict=True))
             spread = None if victim.stochastic else max((_spread(victim, p) for p, _ in parts), default=0.0)
+            drawn = max(_attacked_spread(victim, p) for p, _ in parts) if victim.stochastic and parts else None
             views = [[_attacked(victim, p, view) for p, _ in parts] for view in range(victim.views)]
             saturated = torch.cat([_certain(z, label) for z, (_, label) in zip(views[0], parts, strict=True)])
             plain, normalised = _scales(victim, *_images(built, np.arange(first)), size)
         certain = all(_are_probabilities(z) for view in views for z in view)
         mismatch = derivative_errors(victim, x[:DIRECTIONS], Stream(built.seed, "audit/derivative"), size)
-        return Seen(spread, certain, saturated.cpu().numpy(), plain, normalised, mismatch)
+        return Seen(spread, drawn, certain, saturated.cpu().numpy(), plain, normalised, mismatch)
 
     victim.reseed("audit", "inspection")
     return batching.run(work)
@@ -77,7 +80,16 @@ def _attacked(victim: Victim, x: Tensor, view: int) -> Tensor:
 
 def _spread(victim: Victim, x: Tensor) -> float:
     """The largest distance between the unit-normalised logits of repeated passes."""
-    passes = torch.stack([victim.logits(x) for _ in range(REPEATS)]).nan_to_num()
+    return _apart(torch.stack([victim.logits(x) for _ in range(REPEATS)]))
+
+
+def _attacked_spread(victim: Victim, x: Tensor) -> float:
+    """The same of what attackers differentiate, in any view; two passes tell whether it is drawn."""
+    return max(_apart(torch.stack([_attacked(victim, x, view) for _ in range(2)])) for view in range(victim.views))
+
+
+def _apart(passes: Tensor) -> float:
+    passes = passes.nan_to_num()
     unit = passes / passes.norm(dim=2, keepdim=True).clamp_min(1e-12)
     return float((unit[:, None] - unit[None]).norm(dim=3).max())
 
@@ -152,14 +164,18 @@ def _errors(probe: Victim, x: Tensor, stream: Stream) -> Tensor:
     point.requires_grad_()
     slope = (input_gradient(mixed(point), point) * direction).flatten(1).sum(1)
     probe.passes.backward += len(x)
-    with torch.no_grad():
-        above, below = mixed(point + STEP * direction), mixed(point - STEP * direction)
-    quotient, level = (above - below) / (2 * STEP), torch.maximum(above.abs(), below.abs())
-    scale = torch.maximum(slope.abs(), quotient.abs())
-    # The quotient is off by the rounding of the logits, which is all that is left of it where they saturate.
-    beyond = ((slope - quotient).abs() - ROUNDED / STEP * level).clamp_min(0)
-    error = beyond / scale.clamp_min(1e-300)
-    return torch.where(scale > 0, error, torch.ones_like(error)).nan_to_num(1.0, 1.0, 1.0)
+
+    def error(step: float) -> Tensor:
+        with torch.no_grad():
+            above, below = mixed(point + step * direction), mixed(point - step * direction)
+        quotient, level = (above - below) / (2 * step), torch.maximum(above.abs(), below.abs())
+        scale = torch.maximum(slope.abs(), quotient.abs())
+        # The quotient is off by the rounding of the logits, which is all that is left of it where they saturate.
+        beyond = ((slope - quotient).abs() - ROUNDED / step * level).clamp_min(0)
+        relative = beyond / scale.clamp_min(1e-300)
+        return torch.where(scale > 0, relative, torch.ones_like(relative)).nan_to_num(1.0, 1.0, 1.0)
+
+    return torch.stack([error(step) for step in STEPS]).amin(0)
 
 
 def is_batch_dependent(built: Built, batching: Batching) -> bool | None:

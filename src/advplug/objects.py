@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from advplug.contracts import DatasetCaps, DatasetInfo, ModelCaps, Schedule
 from advplug.data import ArrayImages, Dataset, Split
 from advplug.errors import UsageError
-from advplug.matrix import Bound
+from advplug.plans import Bound
 
 BUDGETS = {"linf": Fraction(8, 255), "l2": Fraction(1, 2), "l1": Fraction(12)}
 """Budgets for data of the user's own, unless given: those customary for CIFAR-10."""
@@ -147,13 +147,13 @@ def bind_data(data: Any, name: str | None = None, train: Any = None, classes: in
         raise UsageError(f"labels must be class numbers 0 to classes - 1, found {y.min()} to {y.max()} of {count}")
     size = x.shape[2], x.shape[3]
     info = DatasetInfo(tuple(map(str, range(count))), x.shape[1], size, BUDGETS, trainable=train is not None)
-    splits = [Split(ArrayImages(a), b, np.arange(len(b))) for a, b in ((x_train, y_train), (x, y))]
+    training, test = (Split(ArrayImages(a), b, np.arange(len(b))) for a, b in ((x_train, y_train), (x, y)))
     digest = hashlib.sha256()
     for array in (x, y, x_train, y_train):
         digest.update(f"{array.shape} {array.dtype}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     label = name or "tensors"
-    source = TensorSource(Dataset(info, *splits), digest.hexdigest())
+    source = TensorSource(Dataset(info, training, test), digest.hexdigest())
     return Bound(label, {"object": label}, DatasetCaps(), source)
 
 

@@ -9,17 +9,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from advplug.allocator import release_freed_memory
+from advplug.attacks.cascade import transferable
 from advplug.build import Built
 from advplug.contracts import (
     Ball,
     Batch,
     EvasionAttack,
+    Minimise,
     MinimumNorm,
     Norm,
     Perturbation,
@@ -29,7 +32,7 @@ from advplug.contracts import (
 )
 from advplug.craft import checked, craft, targets
 from advplug.crafted import CraftedWriter
-from advplug.decisions import CHUNK, Batching, Clean, draws_of, succeeds, succeeds_in_8_bits
+from advplug.decisions import CHUNK, Batching, Clean, cosines, draws_of, round_to_8_bits, succeeds, succeeds_in_8_bits
 from advplug.evidence import Array, Evidence
 from advplug.matrix import Sweep
 from advplug.perturbations import perturbation
@@ -57,11 +60,17 @@ class SweepResult:
 
 @dataclass
 class _Chunk:
-    """One chunk of images with what is known of it before the attack."""
+    """One chunk of images with what is known of it before the attack; `todo` are those to attack: where a score is
+    minimised, all."""
 
     batch: Batch
     attacked: Array
     rows: slice
+    minimises: bool = False
+
+    @property
+    def todo(self) -> Array:
+        return np.ones_like(self.attacked) if self.minimises else self.attacked
 
 
 def _chunks(built: Built, clean: Clean, sweep: Sweep) -> Iterator[_Chunk]:
@@ -74,10 +83,10 @@ def _chunks(built: Built, clean: Clean, sweep: Sweep) -> Iterator[_Chunk]:
         # A randomised victim that is right now and then has that to lose, too.
         attacked: Array = np.any(clean.right[rows], axis=1)
         if isinstance(sweep.goal, Targeted):
-            wanted = targets(sweep.goal, batch, clean.least_likely[rows], built.victim.classes, stream)
+            wanted = targets(sweep.goal, batch, clean.least_likely[rows], built.victim, stream)
             batch = Batch(batch.x, batch.y, batch.index, wanted, text=batch.text)
             attacked &= (wanted != batch.y).cpu().numpy()
-        yield _Chunk(batch, attacked, rows)
+        yield _Chunk(batch, attacked, rows, isinstance(sweep.goal, Minimise))
 
 
 @dataclass
@@ -86,7 +95,7 @@ class _AtBudget:
 
     x: Tensor
     success: Array
-    trace: Mapping[str, Array]
+    trace: Mapping[str, Any]
     violations: int
     worst_violation: float
     found: Array | None = None
@@ -112,12 +121,18 @@ def run_sweep(
     for chunk in _chunks(built, clean, sweep):
         adaptive = _attack_chunk(_Offence(sweep, attack, victim, victim, batching, timing), chunk)
         bare = {}
+        lasting = transferable(attack)
         if victim.wraps:
-            bare = _attack_chunk(_Offence(sweep, attack, victim.bare, victim, batching, timing), chunk)
+            bare = _attack_chunk(_Offence(sweep, lasting, victim.bare, victim, batching, timing, carries=False), chunk)
+        carried_on = adaptive
+        if keep is not None and lasting is not attack:
+            # For defended victims to be judged on; the cost is theirs, and the same whichever of them there are.
+            spent = {eps: Timing() for eps in sweep.budgets}
+            carried_on = _attack_chunk(_Offence(sweep, lasting, victim, victim, batching, spent, carries=False), chunk)
         for eps, found in adaptive.items():
             clock = time.perf_counter()
             if keep is not None:
-                keep.put(eps, chunk.rows.start, found.x)
+                keep.put(eps, chunk.rows.start, carried_on[eps].x)
             carried = static(eps, chunk.rows.start, chunk.rows.stop).to(victim.device) if static else None
             parts[eps].append(
                 _evidence(
@@ -130,6 +145,11 @@ def run_sweep(
     if keep is not None:
         keep.finish()
     evidence = {eps: _concatenate(found) for eps, found in parts.items()}
+    told = {
+        "minimised": int(isinstance(sweep.goal, Minimise)),
+        "capped": int(isinstance(sweep.goal, Targeted) or victim.rejects),
+    }
+    evidence = {eps: replace(found, **told) for eps, found in evidence.items()}  # type: ignore[arg-type]
     return SweepResult(evidence, timing, list(batching.notes))
 
 
@@ -141,7 +161,10 @@ def allowed(attack: EvasionAttack, norm: Norm, eps: Fraction) -> Perturbation:
 
 @dataclass
 class _Offence:
-    """One attack on `attacked`, in whose name `judge` decides what succeeded."""
+    """One attack on `attacked`, in whose name `judge` decides what succeeded.
+
+    `carries`: what is broken at one budget is not attacked at larger ones.
+    """
 
     sweep: Sweep
     attack: EvasionAttack
@@ -149,6 +172,7 @@ class _Offence:
     judge: Victim
     batching: Batching
     timing: dict[Fraction, Timing]
+    carries: bool = True
 
     def threat(self, allowed: Perturbation) -> Threat:
         return Threat(allowed, self.sweep.goal, self.sweep.attack.caps.access)
@@ -196,8 +220,9 @@ def _attack_chunk(offence: _Offence, chunk: _Chunk) -> dict[Fraction, _AtBudget]
     trace: dict[str, Array] = {}
     results, started = {}, None
     for eps in sweep.budgets:
-        carried = success.all(axis=1) if draws == 1 else np.zeros(len(batch), dtype=bool)
-        todo = torch.from_numpy(chunk.attacked & ~carried)
+        solved = draws == 1 and offence.carries and not chunk.minimises
+        carried = success.all(axis=1) if solved else np.zeros(len(batch), dtype=bool)
+        todo = torch.from_numpy(chunk.todo & ~carried)
         violations, worst = 0, 0.0
         if todo.any():
             part = batch.take(todo.to(batch.y.device))
@@ -276,6 +301,9 @@ def _evidence(
             success[broken] = succeeds_in_8_bits(victim, found.x[picked], part, ball, batching, draws)
         return success
 
+    similarities = _similarities(victim, chunk, clean, found.x, bare, static, batching)
+    if rounds and similarities and chunk.minimises:
+        similarities["cosine_rounded"] = cosines(victim, round_to_8_bits(batch.x, found.x), batching)
     return Evidence(
         index=batch.index.cpu().numpy(),
         y=batch.y.cpu().numpy(),
@@ -291,8 +319,44 @@ def _evidence(
         found=found.found,
         violations=found.violations + (bare.violations if bare else 0),
         worst_violation=max(found.worst_violation, bare.worst_violation if bare else 0.0),
+        **similarities,
         **found.trace,
     )
+
+
+def _similarities(
+    victim: Victim,
+    chunk: _Chunk,
+    clean: Clean,
+    x: Tensor,
+    bare: _AtBudget | None,
+    static: Tensor | None,
+    batching: Batching,
+) -> dict[str, Any]:
+    """The cosines with all texts, where the victim's columns are texts; clean ones of images that were left alone."""
+    if victim.columns is None or clean.cosines is None:
+        return {}
+    untouched: Array = clean.cosines[chunk.rows]
+
+    def of(images: Tensor) -> Array:
+        made = untouched.copy()
+        if chunk.todo.any():
+            picked = torch.from_numpy(chunk.todo).to(images.device)
+            made[chunk.todo] = cosines(victim, images[picked], batching)
+        return made
+
+    found = {
+        "own": victim.columns.own(chunk.batch.y).cpu().numpy(),
+        "cosine": untouched,
+        "cosine_adaptive": of(x),
+    }
+    if victim.columns.texts:
+        found["right"] = victim.columns.right(chunk.batch.y).cpu().numpy()
+    if bare is not None:
+        found["cosine_bare"] = of(bare.x)
+    if static is not None:
+        found["cosine_static"] = of(static)
+    return found
 
 
 _COUNTS = ("steps", "zero_gradient", "nonfinite", "queries")
@@ -323,7 +387,7 @@ def _concatenate(parts: list[Evidence]) -> Evidence:
         values = [getattr(p, name) for p in parts]
         if name == "violations":
             joined[name] = sum(values)
-        elif name == "worst_violation":
+        elif name in ("worst_violation", "minimised", "capped"):
             joined[name] = max(values)
         elif any(v is None for v in values):
             joined[name] = _padded(values, parts)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from advplug.errors import AdvplugError, UsageError
 from advplug.estimate import Estimate
-from advplug.matrix import Bound, Sweep
+from advplug.matrix import Sweep
+from advplug.plans import Bound
 from advplug.results import Cell, RunResult, ThreatRow, Verdict
 
 if TYPE_CHECKING:

@@ -85,7 +85,13 @@ class AuditCost:
 
 @dataclass(frozen=True)
 class ThreatRow:
-    """A (victim, threat) group: the worst case over its attacks, and how far it can be trusted."""
+    """A (victim, threat) group: the worst case over its attacks, and how far it can be trusted.
+
+    Where similarities of images and their own texts are minimised there is no accuracy but `worst_case_similarity`;
+    the difference is one of similarities, and `recovery` is the share of what the attacks take from the undefended
+    model that the defense keeps: (defended - undefended) / (undefended clean - undefended), `static_recovery` that
+    under images crafted on the undefended model.
+    """
 
     dataset: str
     model: str
@@ -102,6 +108,10 @@ class ThreatRow:
     flags: tuple[Flag, ...] = ()
     unchecked: tuple[str, ...] = ()
     audit: AuditCost | None = None
+    clean_similarity: Estimate | None = None
+    worst_case_similarity: Estimate | None = None
+    recovery: float | None = None
+    static_recovery: float | None = None
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,11 @@ from advplug.estimate import Estimate
 from advplug.evidence import Array, Evidence, ranges
 from advplug.health import Audit, Group, examine
 from advplug.inspection import is_batch_dependent
-from advplug.matrix import Sweep, VictimPlan
+from advplug.matrix import Sweep
 from advplug.params import plain
 from advplug.perturbations import LP
 from advplug.pipeline import SweepResult, run_sweep
+from advplug.plans import VictimPlan
 from advplug.registry import Registry
 from advplug.results import Cell, Certificate, Passes, Seconds, Status
 from advplug.store import Store

@@ -12,8 +12,9 @@ from advplug.budgets import parse_budget
 from advplug.certificates import CertificatePlan, planned
 from advplug.defaults import OUTPUT
 from advplug.errors import UsageError
-from advplug.matrix import THREAT_KEYS, Axes, Bound, Sweep, bind, bind_stack, expand
+from advplug.matrix import THREAT_KEYS, Axes, Sweep, expand
 from advplug.parse import Reference, parse_reference, parse_stack, parse_victim
+from advplug.plans import Bound, bind, bind_stack
 from advplug.registry import Registry, registry
 from advplug.results import Cell, Certificate, RunInfo, RunResult
 from advplug.versions import versions
@@ -148,6 +149,7 @@ def execute(request: Request, sweeps: list[Sweep], progress: Progress | None = N
         output = None if request.output is None else str(folder)
         info = RunInfo(versions(), request.seed, runner.device, request.command, output)
         result = assemble(sweeps, stored(store, request.audit), info, due)
+        store.put_verdicts(result.threats)
     done: list[Cell | Certificate] = [*result.cells, *result.certificates]
     impossible = runner.usage_errors or [str(c.reason) for c in done if c.status == "refused"]
     if impossible and all(c.status == "refused" or c.reason in runner.usage_errors for c in done):

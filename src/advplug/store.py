@@ -16,7 +16,8 @@ from filelock import FileLock, Timeout
 
 from advplug.errors import AdvplugError, UsageError
 from advplug.evidence import Evidence
-from advplug.results import Cell, Certificate, cell_from_json, certificate_from_json
+from advplug.keys import digest
+from advplug.results import Cell, Certificate, ThreatRow, cell_from_json, certificate_from_json
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS cell (
@@ -24,6 +25,8 @@ CREATE TABLE IF NOT EXISTS cell (
     finished TEXT NOT NULL DEFAULT (datetime('now')));
 CREATE TABLE IF NOT EXISTS audit (
     key TEXT PRIMARY KEY, audit BLOB NOT NULL, finished TEXT NOT NULL DEFAULT (datetime('now')));
+CREATE TABLE IF NOT EXISTS threat (
+    key TEXT PRIMARY KEY, row TEXT NOT NULL, finished TEXT NOT NULL DEFAULT (datetime('now')));
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 _PUT = (
@@ -33,6 +36,8 @@ _PUT = (
 )
 _CERTIFICATE = "certificate"
 """What stands in the place of a sweep's key in the row of a certificate."""
+THREAT = ("dataset", "model", "defense", "norm", "eps", "goal", "seed")
+"""The columns that name a (victim, threat) group."""
 LAYOUT = 1
 """Version of the tables; a folder of another version is refused, never rewritten."""
 
@@ -139,6 +144,12 @@ class Store:
         with explained(self.folder):
             return self._db.execute(query, (key,)).fetchone()
 
+    def put_verdicts(self, rows: Sequence[ThreatRow]) -> None:
+        """Writes what the run's threats came to, in place of what runs before it in this folder said of them."""
+        values = [(digest({c: getattr(r, c) for c in THREAT}), json.dumps(asdict(r), allow_nan=False)) for r in rows]
+        with self._transaction():
+            self._db.executemany("INSERT OR REPLACE INTO threat (key, row) VALUES (?, ?)", values)
+
     def put_audit(self, key: str, audit: bytes) -> None:
         with self._transaction():
             self._db.execute("INSERT OR REPLACE INTO audit (key, audit) VALUES (?, ?)", (key, audit))
@@ -159,6 +170,18 @@ def finished(folder: Path, keys: Sequence[str]) -> dict[str, str]:
         made = db.execute("SELECT 1 FROM sqlite_master WHERE name='cell'").fetchone()
         rows = dict(db.execute("SELECT key, status FROM cell")) if made else {}
     return {k: rows[k] for k in keys if k in rows}
+
+
+def verdicts(folder: Path) -> dict[tuple[Any, ...], tuple[str | None, tuple[str, ...]]]:
+    """Verdict and names of the flags above level info of the threats of finished runs, by the values of `THREAT`."""
+    uri = f"{(folder / 'results.sqlite').absolute().as_uri()}?mode=rw"
+    with explained(folder), contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
+        made = db.execute("SELECT 1 FROM sqlite_master WHERE name='threat'").fetchone()
+        rows = [json.loads(row) for (row,) in db.execute("SELECT row FROM threat")] if made else []
+    return {
+        tuple(r[c] for c in THREAT): (r["verdict"], tuple(f["name"] for f in r["flags"] if f["level"] != "info"))
+        for r in rows
+    }
 
 
 def contents(folder: Path) -> list[tuple[Cell, Evidence]]:

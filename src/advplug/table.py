@@ -12,6 +12,7 @@ from advplug.certificates import CertificatePlan
 from advplug.estimate import Estimate
 from advplug.health import CHECKS
 from advplug.matrix import Sweep
+from advplug.registry import registry
 from advplug.results import Cell, Certificate, CertifiedAccuracy, Flag, RunResult, ThreatRow
 
 Row = Sequence[str]
@@ -40,10 +41,30 @@ def _metric(name: str, interval: bool = False) -> Callable[[Cell], str]:
     return lambda cell: percent(cell.metrics.get(name), interval)
 
 
+def cosine(estimate: Estimate | None, interval: bool = False) -> str:
+    """`0.533`, or `0.533 [0.520, 0.546]`; a dash where the quantity does not apply."""
+    if estimate is None:
+        return "-"
+    text = f"{estimate.value:.3f}"
+    if interval and estimate.low is not None and estimate.high is not None:
+        text += f" [{estimate.low:.3f}, {estimate.high:.3f}]"
+    return text
+
+
+def _cosine(name: str, beside: str = "", interval: bool = False) -> Callable[[Cell], str]:
+    """A similarity; nothing where the one `beside` it does not apply."""
+    return lambda cell: cosine(cell.metrics.get(name) if cell.metrics.get(beside or name) else None, interval)
+
+
 def render(result: RunResult) -> str:
     """The whole result as text; columns that say the same in every row are written above the table."""
     parts = [_cells(result.cells), _threats(result.threats), _certificates(result.certificates), *remarks(result)]
     return "\n\n".join(p for p in parts if p)
+
+
+def _shown_metrics() -> list[tuple[str, str]]:
+    """(heading, value) of what metrics ask to be shown."""
+    return [(heading, name) for entry in registry().entries("metric") for name, heading in entry.spec.caps.shown]  # type: ignore[union-attr]
 
 
 def _cells(cells: Sequence[Cell]) -> str:
@@ -61,6 +82,12 @@ def _cells(cells: Sequence[Cell]) -> str:
         "adaptive %": _metric("adaptive_robust_accuracy"),
         "8-bit %": _metric("robust_accuracy_8bit"),
         "success %": _metric("attack_success_rate"),
+        "clean cosine": _cosine("clean_similarity", "adversarial_similarity"),
+        "under attack [95 %]": _cosine("adversarial_similarity", interval=True),
+        "static": _cosine("static_similarity"),
+        "adaptive": _cosine("adaptive_similarity"),
+        "8-bit": _cosine("similarity_8bit"),
+        **{heading: _metric(name) for heading, name in _shown_metrics()},
         "status": lambda c: c.status if c.status != "ok" else ", ".join(f.name for f in c.flags) or "ok",
     }
     return _table("Attacks", columns, cells, constant=("dataset", "model", "norm", "goal"))
@@ -76,10 +103,24 @@ def _threats(threats: Sequence[ThreatRow]) -> str:
         "goal": lambda t: t.goal,
         "clean % [95 %]": lambda t: percent(t.clean_accuracy, True),
         "worst case % [95 %]": lambda t: percent(t.worst_case_accuracy, True),
-        "against undefended": lambda t: points(t.difference_to_baseline),
+        "clean cosine": lambda t: cosine(t.clean_similarity),
+        "worst case cosine [95 %]": lambda t: cosine(t.worst_case_similarity, True),
+        "recovery %": lambda t: "-" if t.recovery is None else f"{100 * t.recovery:.1f}",
+        "static recovery %": lambda t: "-" if t.static_recovery is None else f"{100 * t.static_recovery:.1f}",
+        "against undefended": _against,
         "verdict": lambda t: t.verdict or "not measured",
     }
     return _table("Worst case over the attacks", columns, threats, constant=("dataset", "model", "norm", "goal"))
+
+
+def _against(threat: ThreatRow) -> str:
+    difference = threat.difference_to_baseline
+    if threat.worst_case_similarity is None or difference is None:
+        return points(difference)
+    text = f"{difference.value:+.3f}"
+    if difference.low is not None and difference.high is not None:
+        text += f" [{difference.low:+.3f}, {difference.high:+.3f}]"
+    return text
 
 
 def _certificates(certificates: Sequence[Certificate]) -> str:
@@ -154,10 +195,14 @@ def remarks(result: RunResult) -> list[str]:
     for certificate in result.certificates:
         lines += _certificate_remarks(certificate)
     lines += _facts(result.cells)
-    flags: dict[Flag, None] = {}
-    for flag in (f for t in result.threats for f in t.flags):
-        flags.setdefault(flag)
-    lines += [f"{flag.level}: {flag.name}: {flag.detail}; {CHECKS[flag.name].advice}" for flag in flags]
+    flags: dict[Flag, list[str]] = {}
+    for threat in result.threats:
+        for flag in threat.flags:
+            flags.setdefault(flag, []).append(f"{threat.model} ({threat.defense}), {threat.norm} {threat.eps}")
+    lines += [
+        f"{flag.level}: {flag.name}: {'; '.join(where)}: {flag.detail}; {CHECKS[flag.name].advice}"
+        for flag, where in flags.items()
+    ]
     audits = [t.audit for t in result.threats if t.audit is not None]
     if audits:
         most = max(audits, key=lambda a: a.forward)
@@ -190,7 +235,17 @@ def _certificate_remarks(made: Certificate) -> list[str]:
     assert made.failure_probability is not None
     cost = f"{made.passes.forward:,} passes of an image through the model"
     held = f"each image's proof fails with probability {made.failure_probability:g} at most"
-    return [f"{what}: {held}; {cost}", *(f"note: {what}: {note}" for note in made.notes)]
+    lines = [f"{what}: {held}; {cost}", *(f"note: {what}: {note}" for note in made.notes)]
+    if any(_above(c.certified_accuracy, c.worst_case_accuracy) for c in made.certified_accuracy):
+        lines.append(
+            f"note: {what}: attacks leave less than is certified because answers to them come from fewer noisy copies, "
+            "and more of them are withheld; more votes narrow the gap"
+        )
+    return lines
+
+
+def _above(certified: Estimate | None, left: Estimate | None) -> bool:
+    return certified is not None and left is not None and certified.value > left.value
 
 
 def _facts(cells: Sequence[Cell]) -> list[str]:

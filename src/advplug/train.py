@@ -63,6 +63,10 @@ class Training:
         self.fits += 1
         model.to(self.device).train()
         chosen = list(model.parameters() if parameters is None else parameters)
+        if not chosen:
+            raise CellFailure(
+                "the model has no parameters that could be trained; use a defense that wraps, such as jpeg"
+            )
         try:
             with _only(model, chosen), stream.as_global():
                 self._run(model, objective, chosen, plan, stream)

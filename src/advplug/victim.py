@@ -30,6 +30,48 @@ class Passes:
     model: int = 0
 
 
+@dataclass(frozen=True)
+class Columns:
+    """What the module's columns are, where they are texts.
+
+    `group` (C,) int64 is the class that each text belongs to: a class is as likely as the likeliest of its texts.
+    The module's logits are `scale` times cosines. `texts` are there for a gallery. `readable`: the deployed system's
+    scores are the module's, so that similarities can be read off them.
+    """
+
+    group: Tensor
+    scale: float
+    classes: int
+    texts: tuple[str, ...] = ()
+    readable: bool = True
+
+    def grouped(self, logits: Tensor) -> Tensor:
+        """(B, C) to (B, K)."""
+        if len(self.group) == self.classes:
+            return logits
+        least = logits.new_full((len(logits), self.classes), -float("inf"))
+        return least.scatter_reduce(1, self.group.expand_as(logits), logits, "amax")
+
+    def own(self, classes: Tensor) -> Tensor:
+        """(B, C) bool: which texts belong to each of these classes (B,)."""
+        return self.group[None] == classes[:, None]
+
+    def right(self, classes: Tensor) -> Tensor:
+        """(B, C) bool: as `own`, and those of others that read the same."""
+        numbers: dict[str, int] = {}
+        same = torch.tensor([numbers.setdefault(t, len(numbers)) for t in self.texts], device=self.group.device)
+        if not self.texts:
+            return self.own(classes)
+        says = torch.zeros(self.classes, len(numbers), dtype=torch.bool, device=self.group.device)
+        says[self.group, same] = True
+        return says[classes][:, same]
+
+    def similarity(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """(B,): the mean cosine of each image and the texts of the class (B,) given with it."""
+        own = self.own(classes)
+        return torch.where(own, logits, 0).sum(1) / (own.sum(1) * self.scale)
+
+
 @dataclass
 class Victim:
     """`module` maps pixels (B, C, H, W) in [0, 1] to logits (B, K); `wraps` stand around it, inside out.
@@ -39,7 +81,8 @@ class Victim:
     fresh randomness on each call, from streams of their own. `run_attack_pass`, where the attack engine
     sets it, stands in for the module in attack passes (reduced precision, compiled). `batch_size` is the most
     images that should pass at once; an attack may be handed more and then splits them. `key` names what the victim
-    was made from, where that is known.
+    was made from, where that is known. `columns` describe a module whose columns are texts; wraps and attackers then
+    see one logit a class, `attacked_texts` and `cosines` one a text.
     """
 
     module: nn.Module
@@ -52,6 +95,7 @@ class Victim:
     batch_size: int = 128
     run_attack_pass: Callable[[Tensor], Tensor] | None = None
     key: str = ""
+    columns: Columns | None = None
 
     def __post_init__(self) -> None:
         self._attack_noise = self.stream.generator("attack", device=self.device)
@@ -106,12 +150,31 @@ class Victim:
         self.passes.forward += len(x)
         return self._detected(x, self._counted(self.run_attack_pass), self._views(view), self._attack_noise)
 
-    def _counted(self, stand_in: Callable[[Tensor], Tensor] | None = None) -> Callable[[Tensor], Tensor]:
-        model = stand_in or self.module
+    def attacked_texts(self, x: Tensor, view: int = 0) -> tuple[Tensor, Tensor | None]:
+        """As `attacked_detector`, with a logit for each text (B, C)."""
+        self.passes.forward += len(x)
+        model = self._counted(self.run_attack_pass, texts=True)
+        return self._detected(x, model, self._views(view), self._attack_noise)
+
+    @torch.no_grad()
+    def cosines(self, x: Tensor) -> Tensor:
+        """The deployed system's cosines (B, C) of images and texts, in float32. Raises CellFailure without texts."""
+        if self.columns is None:
+            raise CellFailure("similarities are of images and texts; use a CLIP model")
+        self.passes.forward += len(x)
+        with _full_float32(self.device):
+            logits = _chain(self._counted(texts=True), [w.forward for w in self.wraps], self._decision_noise)(x)
+        return logits / self.columns.scale
+
+    def _counted(
+        self, stand_in: Callable[[Tensor], Tensor] | None = None, texts: bool = False
+    ) -> Callable[[Tensor], Tensor]:
+        model, columns = stand_in or self.module, None if texts else self.columns
 
         def call(x: Tensor) -> Tensor:
             self.passes.model += len(x)
-            return model(x)
+            logits = model(x)
+            return logits if columns is None else columns.grouped(logits)
 
         return call
 

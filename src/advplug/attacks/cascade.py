@@ -19,6 +19,13 @@ from advplug.victim import Victim, decide_padded
 log = logging.getLogger(__name__)
 
 
+def transferable(attack: EvasionAttack) -> EvasionAttack:
+    """The attack for images that are to fool another model than the one they are crafted on, where it has one: a
+    method `transferable()`."""
+    made: Callable[[], EvasionAttack] | None = getattr(attack, "transferable", None)
+    return attack if made is None else made()
+
+
 @dataclass(frozen=True)
 class Part:
     """One attack of a cascade, under the name that reports use; `gradient` says whether it follows one."""
@@ -64,6 +71,22 @@ class Cascade:
             self.broken[part.name] = (int((rate > 0.5).sum()), len(rows))
             log.info("%s broke %d of %d images", part.name, *self.broken[part.name])
         return Crafted(books.x, books.trace())
+
+    def transferable(self) -> EvasionAttack:
+        """The first part that follows gradients, going on after success."""
+        return _First(self)
+
+
+@dataclass(frozen=True)
+class _First:
+    """The first gradient part of a cascade, for images that are to fool other models."""
+
+    cascade: Cascade
+
+    def __call__(self, victim: Victim, batch: Batch, threat: Threat, rng: Stream) -> Crafted:
+        parts = self.cascade.choose(victim, threat.goal)
+        part = next((p for p in parts if p.gradient), parts[0])
+        return transferable(part.attack)(victim, batch, threat, rng.child(part.name))
 
 
 @dataclass

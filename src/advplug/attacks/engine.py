@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from advplug.attacks import precision, transforms
-from advplug.attacks.losses import Loss, loss_named, undetected
+from advplug.attacks.aims import SIMILARITY, ByText, aim, clearly
 from advplug.attacks.slots import Asked, Queue, Reading, Results, Slots, join, reading
 from advplug.attacks.steps import Adaptive, Momentum, Point, Steepest, StepRule
 from advplug.attacks.unchanged import best_wrong_classes, need_no_change
@@ -27,8 +27,6 @@ from advplug.contracts import Batch, Crafted, Threat
 from advplug.rng import Stream
 from advplug.victim import Victim, decide_padded, input_gradient, parts_of
 
-CLEAR_LEAD = 0.1
-"""Share of the logits' range; bfloat16 has 8 bits, and moves logits of common networks by 1 to 2 % of it."""
 LAST_SHARE = 0.25
 """The share of steps, at least 2, that survivors of reduced precision take in float32."""
 
@@ -42,7 +40,9 @@ class GradientAttack:
     `draws` averages gradients over that many samples of the transforms and of a stochastic victim.
     `keep_going` takes all steps and returns the iterate of highest loss, a misclassified one first.
     `n_targets` > 0 makes one run for each of the image's best-scoring wrong classes. At most
-    `victim.batch_size` images make a pass.
+    `victim.batch_size` images make a pass. The loss `similarity` is for victims whose columns are texts: the mean
+    cosine of an image and its own texts falls, or that of it and the target's rises. Without a target all steps are
+    taken and the lowest cosine counts, whatever the answers are.
     """
 
     rule: Literal["steepest", "momentum", "adaptive"] = "steepest"
@@ -58,6 +58,10 @@ class GradientAttack:
     n_targets: int = 0
     keep_going: bool = False
     precision: Literal["auto", "float32"] = "float32"
+
+    def transferable(self) -> GradientAttack:
+        """The same, going on after success: what just fools one model rarely fools another."""
+        return replace(self, keep_going=True)
 
     def __call__(self, victim: Victim, batch: Batch, threat: Threat, rng: Stream) -> Crafted:
         """Attacks the batch; returns images of its shape, each with its trace.
@@ -82,13 +86,15 @@ class _Run:
         self.wanted = batch.aim(threat.goal)
         self.targeted = self.wanted is not None
         self.steps = attack.steps if self.eps > 0 else 0
-        self.loss: Loss = loss_named(attack.loss)
+        self.aim = aim(attack.loss, victim)
+        self.by_score = attack.loss == SIMILARITY and not self.targeted
         self.noisy = victim.stochastic or bool(attack.transforms)
         self.draws = max(attack.draws, victim.draws) if self.noisy else 1
         # Early leaving needs answers that depend on the image alone.
-        self.stay = attack.keep_going or self.noisy or victim.batch_dependent
+        self.stay = attack.keep_going or self.noisy or victim.batch_dependent or self.by_score
         # Where the attacked view is not the deployed system, a success has to be confirmed by the latter.
-        self.proxy = (victim.rejects or any(w.surrogates for w in victim.wraps)) and not self.noisy
+        self.stand_ins = any(w.surrogates for w in victim.wraps)
+        self.proxy = (victim.rejects or self.stand_ins) and not self.noisy and not self.by_score
         self.rule = self._rule()
         self.results = Results.blank(batch, self.steps)
         self.size = max(1, min(victim.batch_size, len(batch)))
@@ -244,18 +250,14 @@ class _Run:
         point = asked.x.detach().requires_grad_(gradient)
         y, target = asked.y[:n], None if asked.target is None else asked.target[:n]
         with torch.set_grad_enabled(gradient):
-            logits, rejection = self.victim.attacked_detector(self._transformed(point, slots, draw), self.view)
-            logits = logits[:n]
-            loss, hit = self.loss(logits, y, target), _hits(logits.detach(), y, target)
-            if rejection is not None:
-                loss, hit = undetected(loss, rejection[:n], hit), hit & ~(rejection.detach()[:n] > 0)
+            loss, hit, logits = self.aim.read(self._transformed(point, slots, draw), self.view, y, target)
             g = point.detach()[:n]
             if gradient:
                 g = input_gradient(loss, point)[:n]
                 self.victim.passes.backward += len(point)
         votes = hit.to(loss.dtype)
         if self.draws == 1 and self.mode.bfloat16:
-            votes *= 1 + _clearly(logits.detach(), y, target)
+            votes *= 1 + clearly(logits.detach(), y, target)
         return loss.detach(), votes, g
 
     def _parts(self, slots: Slots) -> list[tuple[Asked, int]]:
@@ -307,7 +309,7 @@ class _Run:
         """Remembers the iterate of highest loss; misclassified ones go first unless answers are random."""
         m = slots.memory
         hit = fooled.to(device=loss.device, dtype=m["top_fooled"].dtype)
-        if self.noisy:
+        if self.noisy or self.by_score:
             hit = torch.zeros_like(hit)
         loss = loss.to(m["top_loss"].dtype)
         better = (hit > m["top_fooled"]) | ((hit == m["top_fooled"]) & (loss > m["top_loss"]))
@@ -361,8 +363,11 @@ class _Run:
         r = self.results
         r.final_iterate[slots.row] |= fooled
         if self.stay:
-            top_fooled = slots.memory["top_fooled"].cpu() > 0
-            r.offer(slots.row, slots.memory["top_x"], top_fooled, slots.memory["top_loss"].cpu().double())
+            top_x, top_loss = slots.memory["top_x"], slots.memory["top_loss"]
+            if self.by_score and self.stand_ins and isinstance(self.aim, ByText):
+                # Stand-ins flatter what was made for them; between them the deployed system decides.
+                top_loss = self.aim.deployed(top_x, slots.y)
+            r.offer(slots.row, top_x, slots.memory["top_fooled"].cpu() > 0, top_loss.cpu().double())
             return
         x, losses = slots.x, seen.losses.double()
         if self.attack.rule == "adaptive" and self.steps:
@@ -382,20 +387,4 @@ class _Run:
 
     def _fit_targeted_loss(self) -> None:
         if self.attack.n_targets and self.attack.loss == "dlr" and self.victim.classes < 4:
-            self.loss = loss_named("margin")
-
-
-def _hits(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
-    """Where the answer is a success; an answer that is not finite is none of the classes."""
-    label, finite = logits.argmax(1), logits.isfinite().all(1)
-    return (label != y) | ~finite if target is None else (label == target) & finite
-
-
-def _clearly(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
-    """1 where the wanted logit leads by more than reduced precision can be wrong, 0 elsewhere."""
-    if target is None:
-        lead = logits.amax(1) - logits.gather(1, y[:, None]).squeeze(1)
-    else:
-        own = logits.gather(1, target[:, None]).squeeze(1)
-        lead = own - logits.scatter(1, target[:, None], -float("inf")).amax(1)
-    return (lead > CLEAR_LEAD * (logits.amax(1) - logits.amin(1))).to(logits.dtype)
+            self.aim.replace_loss("margin")

@@ -295,7 +295,7 @@ def _fitted(
 
 
 _HERE = "advplug.builtin.advtrain:"
-_TRAIN, _TUNE = DefenseCaps(("objective",), loaded="adv-finetune"), DefenseCaps(("tune",))
+_TRAIN, _TUNE = DefenseCaps(("objective",), loaded="adv-finetune"), DefenseCaps(("tune",), needs_data=True)
 
 
 def _advtrain_caps(params: Mapping[str, Any]) -> DefenseCaps:

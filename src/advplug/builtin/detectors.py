@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from advplug.contracts import Calibrated, Defense, DefenseCaps, Gradient, Param, Spec, Wrap
@@ -70,7 +71,7 @@ def _agreeing(fpr: float | None, images: int | None, threshold: float | None) ->
 
 def _caps(params: Mapping[str, Any]) -> DefenseCaps:
     _agreeing(params["fpr"], params["images"], params["threshold"])
-    return CAPS
+    return CAPS if params["threshold"] is None else replace(CAPS, needs_data=False)
 
 
 def _wrap(figures: Mapping[str, Any]) -> Wrap:
@@ -82,7 +83,7 @@ def _wrap(figures: Mapping[str, Any]) -> Wrap:
     return Wrap(forward, Gradient.BPDA, rejection=rejection(figures["threshold"], PRESETS[figures["preset"]]))
 
 
-CAPS = DefenseCaps(("wrap",), Gradient.BPDA, rejects=True)
+CAPS = DefenseCaps(("wrap",), Gradient.BPDA, rejects=True, needs_data=True, loaded="feature-squeezing:threshold=1")
 
 DEFENSES: list[Spec] = [
     Spec(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from advplug.contracts import MetricCaps, Spec
-from advplug.estimate import Estimate, median, rate
+from advplug.estimate import Estimate, mean, median, rate
 from advplug.evidence import Array, Evidence, worst_case
 
 Values = Mapping[str, Estimate | None]
@@ -25,11 +25,12 @@ def accuracy() -> Callable[[Evidence], Values]:
 
     def measure(evidence: Evidence) -> Values:
         def robust(success: Array | None) -> Estimate | None:
-            return None if success is None else share(evidence.robust(success))
+            return None if success is None or evidence.minimised else share(evidence.robust(success))
 
+        worst = None if evidence.minimised else share(worst_case(evidence.robust_by_origin()))
         return {
             "clean_accuracy": share(evidence.clean),
-            "robust_accuracy": share(worst_case(evidence.robust_by_origin())),
+            "robust_accuracy": worst,
             "static_robust_accuracy": robust(evidence.static),
             "bare_robust_accuracy": robust(evidence.bare),
             "adaptive_robust_accuracy": robust(evidence.adaptive),
@@ -43,6 +44,8 @@ def attack_success() -> Callable[[Evidence], Values]:
     """Attack success rate over the images that were right and not yet the target."""
 
     def measure(evidence: Evidence) -> Values:
+        if evidence.minimised:
+            return {"attack_success_rate": None}
         broken = ~worst_case(evidence.robust_by_origin())
         right = evidence.attacked & (evidence.clean.mean(axis=1) >= 0.5)
         return {"attack_success_rate": share(broken[right])}
@@ -90,6 +93,40 @@ def minimum_norm() -> Callable[[Evidence], Values]:
         return Estimate(middle.value, middle.low, high, middle.n)
 
     return measure
+
+
+def similarity() -> Callable[[Evidence], Values]:
+    """Mean cosine of an image and its own texts, without attack and by where the attack was crafted.
+
+    Of an attack that lowers it; `adversarial_similarity` is the lowest of each image, `similarity_drop` the share of
+    the clean similarity that it takes away.
+    """
+
+    def measure(evidence: Evidence) -> Values:
+        clean = evidence.similarity(evidence.cosine)
+        found: dict[str, Estimate | None] = dict.fromkeys(_SIMILARITY)
+        if clean is None:
+            return found
+        found["clean_similarity"] = mean(clean)
+        if evidence.minimised:
+            lowest = np.min(evidence.similarity_by_origin(), axis=0)
+            found["adversarial_similarity"] = mean(lowest)
+            for name in ("static", "bare", "adaptive"):
+                values = evidence.similarity(getattr(evidence, f"cosine_{name}"))
+                found[f"{name}_similarity"] = None if values is None else mean(values)
+            rounded = evidence.similarity(evidence.cosine_rounded)
+            found["similarity_8bit"] = None if rounded is None else mean(rounded)
+            if clean.mean() > 0:
+                found["similarity_drop"] = Estimate(1 - float(lowest.mean() / clean.mean()), None, None, evidence.n)
+        return found
+
+    return measure
+
+
+_SIMILARITY = (
+    "clean_similarity", "adversarial_similarity", "static_similarity", "bare_similarity", "adaptive_similarity",
+    "similarity_8bit", "similarity_drop",
+)  # fmt: skip
 
 
 def queries() -> Callable[[Evidence], Values]:
@@ -141,6 +178,12 @@ METRICS = [
         "advplug.builtin.metrics:minimum_norm",
         MetricCaps(("minimum_norm_median",)),
         "median smallest successful change, in the threat's norm, of attacks that seek it",
+    ),
+    Spec(
+        "similarity",
+        "advplug.builtin.metrics:similarity",
+        MetricCaps(_SIMILARITY),
+        "mean cosine of images and their own texts: clean, worst case, static, bare, adaptive, after 8-bit rounding",
     ),
     Spec(
         "queries",

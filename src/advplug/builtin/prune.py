@@ -63,7 +63,7 @@ DEFENSES: list[Spec] = [
     Spec(
         "prune",
         "advplug.builtin.prune:prune",
-        DefenseCaps(("tune",)),
+        DefenseCaps(("tune",), needs_data=True),
         "Structured l1 pruning: whole filters are removed, then fine-tuning",
         "Li et al. 2016, arXiv 1608.08710; coupled layers: Fang et al. 2023, arXiv 2301.12900",
     )

@@ -113,14 +113,14 @@ DEFENSES: list[Spec] = [
     Spec(
         "dropout",
         "advplug.builtin.randomised:dropout",
-        DefenseCaps(("tune", "wrap"), stochastic=True),
+        DefenseCaps(("tune", "wrap"), stochastic=True, needs_data=True),
         "Dropout that stays on when the model is judged; put in front of the last linear layer where there is none",
         "Gal and Ghahramani 2016, arXiv 1506.02142; Feinman et al. 2017, arXiv 1703.00410",
     ),
     Spec(
         "noise-vote",
         "advplug.builtin.randomised:noise_vote",
-        DefenseCaps(("wrap",), Gradient.BPDA, stochastic=True),
+        DefenseCaps(("wrap",), Gradient.BPDA, stochastic=True, keeps_scores=False, asks_many=True),
         "Majority of votes over Gaussian noise, without a certificate",
         "Cao and Gong 2017, arXiv 1709.05583; through the mean softmax: Salman et al. 2019, arXiv 1906.04584",
     ),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from advplug.builtin.randomised import voting
 from advplug.contracts import Certified, Certifier, Defense, DefenseCaps, Gradient, Objective, Param, Spec
+from advplug.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -33,6 +35,8 @@ def smoothing(
 ) -> Defense:
     """The likeliest class under Gaussian noise, or no answer; certified in L2. Noisy images are not clamped."""
 
+    _demand_answers(votes, alpha)
+
     def accepts(x: Tensor, logits: Tensor) -> Tensor:
         from advplug.defenses.smoothing import sure
 
@@ -53,12 +57,30 @@ def smoothing(
     return (Objective(loss, ("sigma",)), wrap) if train else (wrap,)
 
 
+def _demand_answers(votes: int, alpha: float) -> None:
+    """Raises UsageError where even a unanimous vote is no answer."""
+    if 2.0 ** (1 - votes) > alpha:
+        least = math.ceil(1 - math.log2(alpha))
+        raise UsageError(
+            f"smoothing: {votes} votes are never sure at alpha={alpha:g}, so that it would always abstain; "
+            f"use votes={least} or more"
+        )
+
+
 TRAINED = DefenseCaps(
-    ("objective", "wrap"), Gradient.BPDA, stochastic=True, rejects=True, certifies="l2", loaded="smoothing:train=no"
+    ("objective", "wrap"),
+    Gradient.BPDA,
+    stochastic=True,
+    rejects=True,
+    certifies="l2",
+    loaded="smoothing:train=no",
+    keeps_scores=False,
+    asks_many=True,
 )
 
 
 def _caps(params: Mapping[str, Any]) -> DefenseCaps:
+    _demand_answers(params["votes"], params["alpha"])
     return TRAINED if params["train"] else replace(TRAINED, stages=("wrap",))
 
 

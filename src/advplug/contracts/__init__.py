@@ -30,6 +30,7 @@ from advplug.contracts.sources import (
     DatasetSource,
     ModelSource,
     Schedule,
+    TextScorer,
 )
 from advplug.contracts.specs import (
     AttackCaps,
@@ -44,6 +45,7 @@ from advplug.contracts.specs import (
 from advplug.contracts.threats import (
     Access,
     Goal,
+    Minimise,
     Norm,
     Strength,
     Targeted,
@@ -87,6 +89,7 @@ __all__ = [
     "Gradient",
     "Metric",
     "MetricCaps",
+    "Minimise",
     "MinimumNorm",
     "ModelCaps",
     "ModelSource",
@@ -102,6 +105,7 @@ __all__ = [
     "Stage",
     "Strength",
     "Targeted",
+    "TextScorer",
     "Threat",
     "Trace",
     "TrainingData",

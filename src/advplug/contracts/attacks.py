@@ -106,7 +106,8 @@ class EvasionAttack(Protocol):
     """Returns changed images; the engine, not the attack, decides which of them succeed.
 
     An attack whose perturbation set has parameters of its own also has a method
-    `perturbation(norm, eps) -> Perturbation`.
+    `perturbation(norm, eps) -> Perturbation`. One that stops at an image's first success has `transferable()`, which
+    gives the version that goes on: images that just fool one model rarely fool another.
     """
 
     def __call__(self, victim: Victim, batch: Batch, threat: Threat, rng: Stream) -> Crafted: ...

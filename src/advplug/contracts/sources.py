@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -47,6 +47,19 @@ class DatasetSource(Protocol):
     def load(self, offline: bool = False) -> Dataset: ...
 
 
+class TextScorer(Protocol):
+    """What the module of an image-text model is beside a module: its columns are texts.
+
+    The logits (B, C) are `scale` times the cosine of each image and each text.
+    """
+
+    @property
+    def scale(self) -> float: ...
+    def with_gallery(self, texts: Sequence[str]) -> nn.Module:
+        """The same model with these texts for columns; its weights are shared."""
+        ...
+
+
 @dataclass(frozen=True)
 class Schedule:
     """How a model is trained: optimiser `sgd` or `adamw`, with one-cycle learning rate.
@@ -71,8 +84,8 @@ class ModelSource(Protocol):
     """What a model factory returns. Imports no torch before `build`.
 
     A source may also have `fit(model, training) -> Tuned`: how such a model is trained, where no defense takes
-    that over, instead of by cross-entropy on the labels; and `weights() -> Mapping`: those of its parameters that
-    trained weights depend on, so that the others need no new training.
+    that over, instead of by cross-entropy on the labels; and `weights_recipe() -> Mapping`: those of its parameters
+    that trained weights depend on, so that the others need no new training.
     """
 
     def identity(self) -> Mapping[str, Any]:

@@ -25,8 +25,10 @@ class AttackCaps:
     `min_classes` and `max_classes` bound the class counts it is defined for, `channels` the images' channels
     (None: any). `minimum_norm`: it seeks the smallest change, so one run answers for every budget.
     `per_batch`: its random draws are shared by a batch, so results depend on the batch size. `threat` names the
-    parameters that describe the perturbation set rather than the attack. `fewer_classes` are (count, sentence): below
-    that many classes the attack does something else, and the sentence, which says what, is noted at the cell.
+    parameters that describe the perturbation set rather than the attack. `goals` are among untargeted, targeted and
+    minimise; an attack without untargeted ones minimises unless it is given a target. `fewer_classes` are (count,
+    sentence): below that many classes the attack does something else, and the sentence, which says what, is noted at
+    the cell. `modality` is image-text for attacks on models that compare images with texts.
     """
 
     access: Access
@@ -50,7 +52,10 @@ class DefenseCaps:
     """What a defense is made of: stages among data, objective, tune, wrap; and how gradients pass it.
 
     `certifies` is the norm in which it proves its answers. `loaded` is what to write instead for weights that are
-    only loaded, where the defense trains.
+    only loaded, where the defense trains, and where there are no images that it could learn from. `modality` is
+    image-text for what needs captions and a model of texts. `keeps_scores`: the scores it hands on are still the
+    model's own, so that similarities can be read off them. `needs_data`: it learns from training images, whoever
+    trained the model. `asks_many`: it asks what is inside it several times an image, as a vote does.
     """
 
     stages: tuple[str, ...]
@@ -60,11 +65,15 @@ class DefenseCaps:
     certifies: Norm | None = None
     loaded: str | None = None
     modality: str = "image"
+    keeps_scores: bool = True
+    needs_data: bool = False
+    asks_many: bool = False
 
 
 @dataclass(frozen=True)
 class ModelCaps:
-    """`task` is what the columns of the logits are: classes, or entries of a caption gallery."""
+    """`task` is what the columns of the logits are: `classification`, or `retrieval` for the captions of the evaluated
+    images. `modality` is image-text for models that compare images with texts."""
 
     task: str = "classification"
     modality: str = "image"
@@ -80,9 +89,11 @@ class DatasetCaps:
 
 @dataclass(frozen=True)
 class MetricCaps:
-    """The names of the values that a metric returns."""
+    """The names of the values that a metric returns; `shown` are (value, heading) of those, shares all, that the table
+    of cells has a column for."""
 
     values: tuple[str, ...]
+    shown: tuple[tuple[str, str], ...] = ()
 
 
 Caps: TypeAlias = AttackCaps | DefenseCaps | ModelCaps | DatasetCaps | MetricCaps

@@ -42,8 +42,8 @@ class Untargeted:
 class Targeted:
     """Only the target class is a success.
 
-    `to` is 'next' (label + 1), 'random' (any other class), 'least-likely' (the smallest clean score)
-    or the index of a class.
+    `to` is 'next' (label + 1), 'random' (any other class), 'least-likely' (the smallest clean score),
+    the index of a class, or the text of one, where classes are texts.
     """
 
     to: str | int = "next"
@@ -52,7 +52,20 @@ class Targeted:
         return f"targeted:{self.to}"
 
 
-Goal: TypeAlias = Untargeted | Targeted
+@dataclass(frozen=True)
+class Minimise:
+    """The less an image resembles its own texts, the better; nothing counts as a success.
+
+    `score` is 'similarity': the mean cosine between an image and its own texts.
+    """
+
+    score: str = "similarity"
+
+    def __str__(self) -> str:
+        return f"minimise:{self.score}"
+
+
+Goal: TypeAlias = Untargeted | Targeted | Minimise
 
 
 @dataclass(frozen=True)

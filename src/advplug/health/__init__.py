@@ -83,7 +83,7 @@ CHECKS: dict[str, Check] = {
     "static-beats-adaptive": Check(
         attacks.static_beats_adaptive,
         "error",
-        "the adaptive attack is weaker than a transferred one: declare gradients",
+        "the adaptive attack is weaker than a transferred one: declare gradients, or run an attack that follows them",
         cell=True,
     ),
     "black-box-beats-white-box": Check(

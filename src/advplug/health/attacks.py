@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from advplug.contracts import Strength
@@ -9,6 +11,7 @@ from advplug.estimate import rate
 from advplug.evidence import Array
 from advplug.health.facts import (
     CHOICE,
+    CLOSER,
     INAPPLICABLE,
     MIN_IMAGES,
     PASSED,
@@ -19,7 +22,10 @@ from advplug.health.facts import (
     Outcome,
     broken,
     inversion,
+    lower,
+    lowest,
     no_audit,
+    outdone,
 )
 
 QUERIES = 1000
@@ -40,11 +46,25 @@ def static_beats_adaptive(group: Group) -> Outcome:
     seen = [f for f in group.findings if f.evidence.static is not None or f.evidence.bare is not None]
     if not seen:
         return UNCHECKED
+    if group.minimised:
+        return _static_goes_lower(seen)
     adaptive = broken(seen, np.arange(seen[0].evidence.n))
     for f in seen:
         for origin, success in (("static", f.evidence.static), ("bare", f.evidence.bare)):
             if success is not None:
                 found = inversion(success.mean(1) > 0.5, adaptive, f"{origin} {f.attack} beats the adaptive attacks")
+                if found.state == "tripped":
+                    return found
+    return PASSED
+
+
+def _static_goes_lower(seen: Sequence[Finding]) -> Outcome:
+    adaptive = lowest(seen, np.arange(seen[0].evidence.n))
+    for f in seen:
+        for origin, cosine in (("static", f.evidence.cosine_static), ("bare", f.evidence.cosine_bare)):
+            similarity = f.evidence.similarity(cosine)
+            if similarity is not None:
+                found = lower(similarity, adaptive, f"{origin} {f.attack} goes lower than the adaptive attacks")
                 if found.state == "tripped":
                     return found
     return PASSED
@@ -59,7 +79,7 @@ def black_box_beats_white_box(group: Group) -> Outcome:
     interval, must not be left to it. Without any it stays unchecked, which does not stand in the way of trust.
     Carlini et al. 2019, section 4; Athalye et al. 2018, section 3.1; AutoAttack's warning (Croce & Hein 2020).
     """
-    if not group.iterative:
+    if not group.iterative or group.minimised:
         return INAPPLICABLE
     white = np.logical_or.reduce([_by_gradient(f) for f in group.iterative])
     evident = not bool((group.iterative[0].evidence.attacked & ~white).any())
@@ -102,9 +122,9 @@ def one_step_beats_iterative(group: Group) -> Outcome:
         return no_audit(group)
     what = "one gradient step beats the iterative attacks"
     if group.audit is not None and group.audit.one_step is not None:
-        return inversion(group.audit.one_step, broken(iterative, group.audit.rows), what)
+        return outdone(group, group.audit.one_step, iterative, group.audit.rows, what)
     steps = [f for f in group.findings if f.gradient and f.strength is Strength.ONE_STEP]
-    if not steps:
+    if not steps or group.minimised:
         return UNCHECKED
     rows = np.arange(iterative[0].evidence.n)
     return inversion(broken(steps, rows), broken(iterative, rows), what)
@@ -117,7 +137,7 @@ def noise_beats_attack(group: Group) -> Outcome:
         return INAPPLICABLE
     if group.audit is None or group.audit.noise is None:
         return UNCHECKED
-    return inversion(group.audit.noise, broken(attacks, group.audit.rows), "random noise beats the attacks")
+    return outdone(group, group.audit.noise, attacks, group.audit.rows, "random noise beats the attacks")
 
 
 def rises_with_budget(group: Group) -> Outcome:
@@ -127,18 +147,19 @@ def rises_with_budget(group: Group) -> Outcome:
     """
     if group.audit is None or group.audit.cold_half is None or group.audit.cold_full is None:
         return no_audit(group)
-    return inversion(group.audit.cold_half, group.audit.cold_full, "half the budget breaks more than the full one")
+    compare = lower if group.minimised else inversion
+    return compare(group.audit.cold_half, group.audit.cold_full, "half the budget breaks more than the full one")
 
 
 def unbounded_attack_fails(group: Group) -> Outcome:
     """With L-inf 0.5 allowed, a short attack leaves more images right than the largest class holds among them.
 
     That ball contains the all-grey image, which gets one answer, so no model can be right on more: whatever is left
-    above is the attack's failure. It makes no sense for targeted goals, and for victims that may refuse to answer.
-    Carlini et al. 2019, section 5; Athalye et al. 2018, section 3.1.
+    above is the attack's failure. It makes no sense for targeted goals, for similarities, and for victims
+    that may refuse to answer. Carlini et al. 2019, section 5; Athalye et al. 2018, section 3.1.
     """
     audit = group.audit
-    if group.targeted or (audit is not None and audit.rejects):
+    if group.targeted or group.minimised or (audit is not None and audit.rejects):
         return INAPPLICABLE
     if audit is None or audit.unbounded is None or not group.findings:
         return no_audit(group)
@@ -151,7 +172,7 @@ def unbounded_attack_fails(group: Group) -> Outcome:
 
 
 def not_converged(group: Group) -> Outcome:
-    """Twice the steps lowers the accuracy by more than 1 point.
+    """Twice the steps lowers the accuracy by more than 1 point, or the mean similarity by more than 0.01.
 
     The group's strongest gradient attack is run anew with twice its steps on images that the group left standing (an
     attack of several parts, or of another library: APGD with twice its steps). Few images are left of 64, so the
@@ -162,6 +183,8 @@ def not_converged(group: Group) -> Outcome:
         return INAPPLICABLE
     if audit is None or audit.probed is None or audit.longer is None:
         return UNCHECKED
+    if group.minimised:
+        return _goes_on_falling(group, audit.probed, audit.longer, audit.rows, audit.longer_steps)
     left = ~broken(group.findings, audit.rows, CHOICE)
     sample = left & audit.probed
     if not left.any():
@@ -177,4 +200,13 @@ def not_converged(group: Group) -> Outcome:
     if more >= MIN_IMAGES and found.low * share > CONVERGED:
         detail = f"{audit.longer_steps} steps break {more} of {int(sample.sum())} images that are left"
         return Outcome("tripped", f"{detail}, about {100 * found.value * share:.1f} points of the accuracy")
+    return PASSED
+
+
+def _goes_on_falling(group: Group, probed: Array, longer: Array, rows: Array, steps: int) -> Outcome:
+    if not probed.any():
+        return UNCHECKED
+    fall = float((lowest(group.findings, rows) - longer)[probed].mean())
+    if fall > CLOSER:
+        return Outcome("tripped", f"{steps} steps lower the mean similarity by another {fall:.3f}")
     return PASSED

@@ -57,7 +57,8 @@ class Audit:
 
     `plain` and `normalised` (k,): the model is right on the first images, as they are and standardised, the best
     way of standardising. `mismatch` (q,): relative errors of directional derivatives. `spread`: how far repeated
-    answers lie apart, as unit vectors. `probabilities`: the logits are probabilities.
+    answers lie apart, as unit vectors; `attacked_spread`: those that attackers of a randomised victim differentiate.
+    `probabilities`: the logits are probabilities.
     `gradient`, `stochastic`, `draws`, `rejects`: what the victim declares. `level`: quick or full; `forward`,
     `backward`: images that the audit sent through the victim.
     """
@@ -78,6 +79,7 @@ class Audit:
     normalised: Array | None = None
     mismatch: Array | None = None
     spread: float | None = None
+    attacked_spread: float | None = None
     probabilities: bool | None = None
     gradient: str = Gradient.EXACT
     stochastic: bool = False
@@ -91,6 +93,8 @@ class Audit:
 @dataclass(frozen=True)
 class Group:
     """A victim under one threat: every attack that was run, the audit if there was one, facts of the victim.
+
+    Where similarities are minimised, the audit's bits are similarities (m,) instead, and `difference` is one of them.
 
     `complete` says that no attack that was asked for failed; `difference` is the worst case's to the undefended
     baseline's, over the same images. `certified` (n,): proven right under this threat, each proof wrong with
@@ -108,6 +112,10 @@ class Group:
     proof_error: float = 0.0
 
     @property
+    def minimised(self) -> bool:
+        return any(f.evidence.minimised for f in self.findings)
+
+    @property
     def uses_gradients(self) -> bool:
         return any(f.gradient for f in self.findings)
 
@@ -115,6 +123,28 @@ class Group:
     def iterative(self) -> list[Finding]:
         """The gradient attacks of more than one step."""
         return [f for f in self.findings if f.gradient and f.strength >= Strength.ITERATIVE]
+
+
+CLOSER = 0.01
+"""Cosine by which a similarity has to be lower to count as lower."""
+
+
+def lower(weak: Array, strong: Array, what: str) -> Outcome:
+    """As `inversion`, of similarities (m,): trips where `weak` pushes images further down than `strong` does."""
+    return inversion(weak < strong - CLOSER, strong < weak - CLOSER, what)
+
+
+def outdone(group: Group, probe: Array, findings: Sequence[Finding], rows: Array, what: str) -> Outcome:
+    """Trips where an audit's probe of the images at `rows` does significantly better than the attacks."""
+    if group.minimised:
+        return lower(probe, lowest(findings, rows), what)
+    return inversion(probe, broken(findings, rows), what)
+
+
+def lowest(findings: Sequence[Finding], rows: Array) -> Array:
+    """(m,): the lowest similarity that any of the attacks reached, crafted on the victim itself."""
+    found = [f.evidence.similarity(f.evidence.cosine_adaptive) for f in findings]
+    return np.asarray(np.min([s[rows] for s in found if s is not None], axis=0))
 
 
 def inversion(weak: Array, strong: Array, what: str) -> Outcome:

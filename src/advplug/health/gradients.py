@@ -27,7 +27,8 @@ def zero_gradients(group: Group) -> Outcome:
         e = f.evidence
         assert e.zero_gradient is not None
         assert e.steps is not None
-        stuck = e.attacked & ~(e.adaptive.mean(axis=1) > 0.5) & (e.zero_gradient > 0)
+        left = np.ones(e.n, dtype=bool) if e.minimised else e.attacked & ~(e.adaptive.mean(axis=1) > 0.5)
+        stuck = left & (e.zero_gradient > 0)
         stuck &= e.zero_gradient * 2 >= np.maximum(e.steps, 1)
         if stuck.sum() >= max(1, 0.01 * e.attacked.sum()):
             share = f"{int(stuck.sum())} of {int(e.attacked.sum())} attacked images"
@@ -80,7 +81,7 @@ def saturated_logits(group: Group) -> Outcome:
     if audit is None or audit.saturated is None:
         return no_audit(group)
     share = float(audit.saturated.mean()) if len(audit.saturated) else 0.0
-    if not group.uses_gradients:
+    if not group.uses_gradients or group.minimised:
         return INAPPLICABLE
     if share < SHARE_SATURATED:
         return PASSED
@@ -107,6 +108,8 @@ def randomised_without_eot(group: Group) -> Outcome:
             detail = f"the same images get logits that lie {audit.spread:.2g} apart, and nothing is declared random"
             return Outcome("tripped", detail)
         return PASSED
+    if audit.attacked_spread is not None and audit.attacked_spread <= APART:
+        return PASSED  # what is drawn is behind the stand-in that attackers follow
     for f in group.findings:
         if f.gradient and max(f.draws, audit.draws) < 2:
             return Outcome("tripped", f"{f.attack} follows the gradient of a single draw of a randomised victim")

@@ -41,7 +41,8 @@ def silent_success(group: Group) -> Outcome:
 
     Pintor et al. 2022 (arXiv:2106.09947), indicator I3. A randomised victim is fooled on the way by luck, too.
     """
-    gradient = [f for f in group.findings if f.gradient and f.evidence.found is None and f.evidence.draws == 1]
+    once = [f for f in group.findings if f.evidence.found is None and f.evidence.draws == 1]
+    gradient = [f for f in once if f.gradient and not f.evidence.minimised]
     seen = [f for f in gradient if f.evidence.any_iterate is not None]
     if not seen:
         return UNCHECKED if gradient else INAPPLICABLE

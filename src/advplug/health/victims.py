@@ -74,5 +74,8 @@ def defense_adds_nothing(group: Group) -> Outcome:
     if d.low > 0:
         return PASSED
     interval = f"{100 * d.value:+.1f} points [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
-    said = "the defense lowers robust accuracy" if d.high < 0 else "no difference to the undefended model is shown"
+    if group.minimised:
+        interval = f"{d.value:+.3f} cosine [{d.low:+.3f}, {d.high:+.3f}]"
+    what = "similarity under attack" if group.minimised else "robust accuracy"
+    said = f"the defense lowers {what}" if d.high < 0 else "no difference to the undefended model is shown"
     return Outcome("tripped", f"{said}: {interval}")

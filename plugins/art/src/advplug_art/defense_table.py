@@ -10,7 +10,9 @@ _STAND_IN = DefenseCaps(("wrap",), Gradient.BPDA)
 _EXACT = DefenseCaps(("wrap",))
 _RANDOM = DefenseCaps(("wrap",), stochastic=True)
 _RANDOM_STAND_IN = DefenseCaps(("wrap",), Gradient.BPDA, stochastic=True)
-_REJECTING = DefenseCaps(("wrap",), Gradient.BPDA, rejects=True)
+_SCORES = DefenseCaps(("wrap",), Gradient.BPDA, keeps_scores=False)
+_RANDOM_SCORES = DefenseCaps(("wrap",), Gradient.BPDA, stochastic=True, keeps_scores=False)
+_REJECTING = DefenseCaps(("wrap",), Gradient.BPDA, rejects=True, keeps_scores=False)
 
 _SQUEEZING = "Xu et al. 2017, arXiv 1704.01155"
 _STEALING = "Tramer et al. 2016, arXiv 1609.02943"
@@ -55,14 +57,14 @@ _ROWS = (
     (
         "art.class-labels",
         "class_labels",
-        _STAND_IN,
+        _SCORES,
         "Answers the label alone: probability 1 for it",
         _STEALING,
     ),
     (
         "art.gaussian-noise",
         "gaussian_noise",
-        _RANDOM_STAND_IN,
+        _RANDOM_SCORES,
         "Adds Gaussian noise to the probabilities that are answered",
         "Chandrasekaran et al. 2018, arXiv 1811.02054",
     ),
@@ -76,14 +78,14 @@ _ROWS = (
     (
         "art.reverse-sigmoid",
         "reverse_sigmoid",
-        _STAND_IN,
+        _SCORES,
         "Distorts probabilities so that several inputs share an answer",
         "Lee et al. 2018, arXiv 1806.00054",
     ),
     (
         "art.rounded",
         "rounded",
-        _STAND_IN,
+        _SCORES,
         "Rounds the probabilities that are answered",
         _STEALING,
     ),

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
+from advplug_clip.attack_specs import ATTACKS
 from advplug_clip.dataset_specs import DATASETS
 from advplug_clip.model_specs import MODELS
+from advplug_clip.retrieval import METRICS
 
 if TYPE_CHECKING:
     from advplug.contracts import Spec
@@ -25,3 +27,15 @@ def advplug_models() -> list[Spec]:
 def advplug_datasets() -> list[Spec]:
     """Images with captions."""
     return DATASETS
+
+
+@hookimpl
+def advplug_attacks() -> list[Spec]:
+    """Attacks on similarities."""
+    return ATTACKS
+
+
+@hookimpl
+def advplug_metrics() -> list[Spec]:
+    """Retrieval."""
+    return METRICS
