@@ -384,7 +384,7 @@ def test_pixels_are_prepared_as_for_the_published_weights() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_conformance_of_a_model_of_open_clip() -> None:
-    results = check_model("open_clip", name="ViT-S-32-alt@random")
+    results = check_model("open_clip", model="ViT-S-32-alt@random")
     assert all(r.ok for r in results)
     assert len(results) == 10
 

@@ -184,7 +184,7 @@ class OpenClip:
 
 
 def open_clip(
-    name: Annotated[str, Param("ARCH@TAG, ARCH@random or ARCH@FILE, such as ViT-B-32@openai", positional=True)],
+    model: Annotated[str, Param("ARCH@TAG, ARCH@random or ARCH@FILE, such as ViT-B-32@openai", positional=True)],
     task: Task = "zero-shot",
     templates: Templates = None,
     strip: Strip = "",
@@ -196,11 +196,11 @@ def open_clip(
     bf16: Annotated[bool, Param("gradients in bfloat16; decisions stay in float32")] = False,
 ) -> OpenClip:
     """A model of open_clip. A file is one that torch.save or safetensors wrote, with a slash or a dot in its name."""
-    architecture, _, rest = name.partition("@")
+    architecture, _, rest = model.partition("@")
     names.check_architecture(architecture)
     if not rest:
         choices = ", ".join(f"{architecture}@{tag}" for tag in (*names.tags(architecture), "random"))
-        raise UsageError(f"'{name}' does not say which weights; write one of {choices}")
+        raise UsageError(f"'{model}' does not say which weights; write one of {choices}")
     prompts.check(templates)
     file = Path(rest).expanduser() if "/" in rest or "." in rest else None
     tag = None if rest == "random" or file else names.check_tag(architecture, rest)
