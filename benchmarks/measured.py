@@ -1,0 +1,106 @@
+"""The evaluations that docs/defenses.md quotes, each one command: runs them and keeps what came out.
+
+    python benchmarks/measured.py [NAME ...] [--only-missing]
+
+Needs the data in the folder named by ADVPLUG_DATA. `make docs` writes the tables from what is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+KEPT = HERE / "results" / "measured"
+MNIST = "--dataset mnist:root=$ADVPLUG_DATA/mnist,train=20000"
+CIFAR10 = "--dataset npz:train=$ADVPLUG_DATA/cifar10_train20k.npz,test=$ADVPLUG_DATA/cifar10_test.npz,flip=true"
+RESNET20 = "py:engine_models:ResNet20,weights=$ADVPLUG_DATA/weights/resnet20_cifar10.th,key=state_dict,strip=module."
+SIGMAS = (0.5, 1, 1.5, 2)
+
+COMMANDS = {
+    # Adversarial training on MNIST, and what stronger changes leave of it.
+    "mnist": f"{MNIST} -m cnn-b:epochs=3 -d advtrain:eps=0.1 -a autoattack -e 0.1 -e 0.3 -n 500",
+    # The same on CIFAR-10.
+    "cifar10": f"{CIFAR10} -m cnn-b:epochs=5 -d advtrain:eps=4/255,steps=3 -a autoattack -e 4/255 -n 200",
+    # Edge-preserving smoothing before inference, by the width of the filter.
+    "bilateral": f"{CIFAR10} -m cnn-b:epochs=5 -a pgd:steps=20 -e 4/255 -n 100 --plot $OUT/bilateral.svg "
+    + " ".join(f"-d denoise:method=bilateral,sigma={sigma}" for sigma in SIGMAS),
+    # A randomised network, as it is, near chance, and with adversarial training.
+    "randomised": f"{CIFAR10} -m cnn-b:epochs=5 -d dropout:rate=0.5 -d dropout:rate=0.98 "
+    "-d advtrain:eps=4/255,steps=3+dropout:rate=0.5 -a fgsm -a apgd:steps=50 -e 4/255 -n 50",
+    # Pruning, and light and strong adversarial fine-tuning of what is left.
+    "pruning": f"{CIFAR10} -m {RESNET20} -d prune:ratio=0.2,epochs=2 -d prune:ratio=0.4,epochs=2 "
+    "-d prune:ratio=0.2,epochs=2+adv-finetune:preset=light,epochs=2 "
+    "-d prune:ratio=0.2,epochs=2+adv-finetune:preset=strong,epochs=2 -a ifgsm -a apgd -e 4/255 -n 200",
+    # Noise and rounding of scores against questions, under an attack that climbs scores and one that does not.
+    "queries": "--dataset digits -m cnn -d score-noise -d score-round -a square:queries=1000 "
+    "-a art.hopskipjump:queries=1000 -e 1/20 -n 60",
+}
+
+
+def run(name: str) -> dict[str, Any]:
+    """One command's threats and the seconds it took. Raises CalledProcessError where it fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "OUT": str(KEPT)}
+        arguments = [os.path.expandvars(a) for a in shlex.split(COMMANDS[name].replace("$OUT", str(KEPT)))]
+        command = [sys.executable, "-m", "advplug.cli", "eval", *arguments, "--json", "-q", "-o", folder]
+        clock = time.perf_counter()
+        done = subprocess.run(command, env=environment, cwd=HERE, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{name}: {done.stderr.strip()}")
+        result = json.loads(done.stdout)
+    return {
+        "command": f"advplug eval {COMMANDS[name].replace('$OUT/', '')}",
+        "seconds": round(time.perf_counter() - clock),
+        "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
+        "machine": platform.machine(),
+        "versions": result["run"]["versions"],
+        "cells": [_cell(c) for c in result["cells"]],
+        "threats": [_threat(t) for t in result["threats"]],
+    }
+
+
+def _cell(cell: dict[str, Any]) -> dict[str, Any]:
+    metrics = {name: m and m["value"] for name, m in cell["metrics"].items() if name.endswith("accuracy")}
+    return {k: cell[k] for k in ("defense", "attack", "norm", "eps", "status")} | metrics
+
+
+def _threat(threat: dict[str, Any]) -> dict[str, Any]:
+    kept = ("defense", "norm", "eps", "clean_accuracy", "worst_case_accuracy", "difference_to_baseline", "verdict")
+    flags = [{k: f[k] for k in ("name", "level", "detail")} for f in threat["flags"]]
+    return {k: threat[k] for k in kept} | {"flags": flags, "unchecked": threat["unchecked"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(COMMANDS)}; all unless given")
+    parser.add_argument("--only-missing", action="store_true", help="leave out what is kept already")
+    given = parser.parse_args()
+    unknown = set(given.names) - COMMANDS.keys()
+    if unknown:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(COMMANDS)}")
+    if "ADVPLUG_DATA" not in os.environ:
+        parser.error("ADVPLUG_DATA names no folder with data")
+    KEPT.mkdir(parents=True, exist_ok=True)
+    for name in given.names or COMMANDS:
+        file = KEPT / f"{name}.json"
+        if given.only_missing and file.exists():
+            continue
+        result = run(name)
+        file.write_text(json.dumps(result, indent=1) + "\n")
+        for t in result["threats"]:
+            worst = t["worst_case_accuracy"]
+            print(name, t["defense"], t["eps"], worst and f"{100 * worst['value']:.1f} %", t["verdict"], flush=True)
+
+
+if __name__ == "__main__":
+    main()
