@@ -58,7 +58,7 @@ def test_the_standard_protocol_exposes_every_fault_and_trusts_every_twin(benchma
 
 
 def sound(model: str, seed: int, defense: str = "none", **options: Any) -> None:
-    result = advplug.evaluate(model, defense=defense, seed=seed, **options)
+    result = advplug.evaluate(model, defense=defense, seed=seed, audit="full", **options)
     for threat in result.threats:
         flags = [f for f in threat.flags if f.name != "defense-adds-nothing"]
         assert (threat.verdict, flags) == ("trusted", []), (model, seed, threat)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from advplug.compare import compare, gate, render
 from advplug.errors import GateError, UsageError
 from advplug.estimate import paired_difference
 from advplug.evidence import Evidence
-from advplug.results import Cell
+from advplug.results import Cell, Flag, ThreatRow
 from advplug.store import Store
 from cli_tools import run
 from conftest import python
@@ -163,3 +164,32 @@ def test_comparing_needs_no_torch(runs):
         *map(str, runs),
     )
     assert done.returncode == 0, done.stderr
+
+
+def said(folder: Path, verdict: str, *flags: Flag) -> None:
+    row = ThreatRow(
+        "digits", "cnn", "none", "linf", "1/10", "untargeted", 0, ("pgd",), None, None, None, verdict, flags
+    )  # type: ignore[arg-type]
+    with Store(folder) as kept:
+        kept.put_verdicts([row])
+
+
+def test_a_number_that_is_not_trustworthy_is_no_gain(runs):
+    said(runs[0], "trusted")
+    said(runs[1], "not trustworthy", Flag("zero-gradients", "error", "x"), Flag("lost-in-rounding", "info", "y"))
+    compared = compare(*runs)
+    (row,) = compared.rows
+    assert (row.a.verdict, row.b.verdict, row.b.flags) == ("trusted", "not trustworthy", ("zero-gradients",))
+    assert row.conclusion == "B not trustworthy"
+    assert "trusted | not trustworthy" in render(compared)
+    with pytest.raises(GateError, match="not trustworthy: zero-gradients"):
+        gate(compared, 50)
+    said(runs[1], "upper bound")
+    assert compare(*runs).rows[0].conclusion == "B is more robust"
+    gate(compare(*runs), 0)
+
+
+def test_similarities_are_no_accuracy(tmp_path):
+    lowered = replace(evidence(range(10)), minimised=1)
+    with pytest.raises(UsageError, match="holds no finished cell"):
+        compare(store(tmp_path / "a", (cell(), lowered)), tmp_path / "a")

@@ -342,3 +342,28 @@ def test_linear_victim_is_judged_exactly():
         assert result.cells[0].metrics["robust_accuracy"].value == pytest.approx(
             (distance > float(eps)).float().mean().item()
         )
+
+
+def test_images_that_are_to_transfer_go_on_after_success():
+    """Crafted with early leaving they just fool the model without its wrap, and say nothing of it with it."""
+    defense = "denoise:method=median"
+    stop, on = (
+        advplug.evaluate("cnn", f"pgd:steps=20{more}", defense, dataset="digits:size=16", n=40, audit="none").cells[1]
+        for more in ("", ",keep_going=yes")
+    )
+    for origin in ("static", "bare"):
+        values = [c.metrics[f"{origin}_robust_accuracy"].value for c in (stop, on)]
+        assert values[0] == values[1] < 0.6
+    assert stop.metrics["adaptive_robust_accuracy"].value <= stop.metrics["static_robust_accuracy"].value
+
+
+def test_noise_on_the_scores_needs_no_averaging_where_attackers_do_not_see_it():
+    result = advplug.evaluate(Linear(), "pgd:steps=20", "score-noise", dataset=(X, Y), train=(X, Y), eps="28/255")
+    assert "randomised-without-eot" not in {f.name for f in result.threats[1].flags}
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_kinks_near_the_images_are_no_wrong_gradient(seed):
+    """With one step length, 4 or more of 32 images of these networks met one."""
+    result = advplug.evaluate("cnn", "fgsm", n=60, seed=seed)
+    assert "gradient-mismatch" not in {f.name for f in result.threats[0].flags}

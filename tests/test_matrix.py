@@ -230,3 +230,24 @@ def test_stacks_and_unknown_names():
         bind_stack(registry(), parse_stack("prun"))
     with pytest.raises(UsageError, match="did you mean 'steps'"):
         bind(registry(), "attack", parse_reference("pgd:step=4"))
+
+
+def test_the_undefended_model_meets_what_its_defended_versions_do():
+    """A defense without any gradient is judged by random search, and so is the baseline it is compared with."""
+    sweeps = plan(defenses=[(defense("argmax", "wrap", gradient=Gradient.NONE),)])
+    assert [(s.victim.defense_label != "none", s.attack.label) for s in sweeps] == [
+        (False, "autoattack"), (False, "square"), (True, "square"),
+    ]  # fmt: skip
+
+
+def test_what_learns_needs_images_and_a_vote_no_detector_inside_it():
+    bare = {"data": dataset(trainable=False), "net": model(trained=False)}
+    tunes = [(defense("tuned", "tune", needs_data=True),)]
+    assert "tuned learns from training images, data has none; add some" in refusal("pgd", defenses=tunes, **bare)
+    given = [(defense("d", "wrap", needs_data=True, loaded="d:threshold=1"),)]
+    assert refusal("pgd", defenses=given, **bare).endswith("or use d:threshold=1")
+    voted = (defense("detector", "wrap", rejects=True), defense("vote", "wrap", asks_many=True))
+    assert "vote asks what is inside it several times an image" in refusal("pgd", defenses=[voted])
+    assert refusal("pgd", defenses=[voted[::-1]]) == "None"
+    losses = [(defense("a", "objective"), defense("b", "objective", loaded="b:train=no"))]
+    assert refusal("pgd", defenses=losses).endswith("a stack holds at most one; use b:train=no for the other")

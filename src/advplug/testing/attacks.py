@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from advplug.contracts import (
     Threat,
     Trace,
 )
+from advplug.judging import IMAGE_TEXT
 from advplug.perturbations import BALLS, CUSTOMARY, SETS
 from advplug.pipeline import allowed
 from advplug.registry import Entry, registry
@@ -52,7 +53,7 @@ def attack_results(name: str, params: Mapping[str, Any]) -> list[Result]:
     caps: AttackCaps = entry.spec.caps_of(checked)  # type: ignore[assignment]
     report = Report()
     report.check("declaration", lambda: _declaration(caps))
-    if caps.modality != "image" or caps.access is Access.TRAINING_SET:
+    if caps.modality not in ("image", IMAGE_TEXT) or caps.access is Access.TRAINING_SET:
         kind = "training-set" if caps.access is Access.TRAINING_SET else caps.modality
         report.results.append(Result("behaviour", None, f"the kit has no checks for {kind} attacks"))
         return report.results
@@ -69,7 +70,7 @@ def _declaration(caps: AttackCaps) -> None:
     require(caps.norms <= set(SETS), f"norms must be among {', '.join(SETS)}, it declares {sorted(caps.norms)}")
     balls = caps.norms <= set(BALLS)
     require(balls or not caps.minimum_norm, f"minimum-norm attacks work in {', '.join(BALLS)}")
-    goals = {"untargeted", "targeted"}
+    goals = {"untargeted", "targeted", "minimise"}
     require(caps.goals and caps.goals <= goals, f"goals must be among {sorted(goals)}, it has {sorted(caps.goals)}")
     require(isinstance(caps.access, Access), "access must be an advplug.contracts.Access")
     require(isinstance(caps.strength, Strength), "strength must be an advplug.contracts.Strength")
@@ -123,7 +124,7 @@ class Case:
         return allowed(self.attack(self.problem.victim()), self.norm, eps)
 
     def twins(self, victim: Victim) -> dict[str, Victim]:
-        return {n: Victim(victim.module, victim.classes) for n in self.entry.needs(self.params)}
+        return {n: replace(victim) for n in self.entry.needs(self.params)}
 
     def attack(self, victim: Victim) -> EvasionAttack:
         """A new attack; every victim that it needs is a twin of `victim`."""
@@ -189,6 +190,8 @@ class Case:
         return size if self.caps.minimum_norm else torch.full_like(size, float(self.problem.eps))
 
     def strong(self) -> None:
+        if self.caps.modality == IMAGE_TEXT:
+            raise Unchecked("it follows similarities, not answers")
         if self.caps.access is not Access.GRADIENT or self.caps.strength < Strength.ITERATIVE:
             raise Unchecked("only asked of iterative gradient attacks")
         if not self.closed:
@@ -245,7 +248,8 @@ class Case:
             return
         hit = victim.decide(made.x).label == target
         require(not (hit & (problem.radius > float(problem.eps) * 1.001)).any(), "targeted, it hit too far")
-        if self.caps.access is Access.GRADIENT and self.caps.strength >= Strength.ITERATIVE:
+        answers = self.caps.modality != IMAGE_TEXT
+        if answers and self.caps.access is Access.GRADIENT and self.caps.strength >= Strength.ITERATIVE:
             self._flips(hit, "turned into their target")
 
     @cached_property
@@ -257,7 +261,7 @@ class Case:
         # As a user may hand it over: gradients present, one parameter frozen.
         with_gradients(module, lambda m: m(batch.x).sum())
         next(iter(module.parameters())).requires_grad_(False)
-        victim = Victim(module, self.problem.classes)
+        victim = replace(self.problem.victim(), module=module)
         attack = self.attack(victim)
         kept = {n: getattr(batch, n).clone() for n in ("x", "y", "index", "target")}
         before = fingerprint(module)

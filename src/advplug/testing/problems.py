@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from advplug.contracts import Ball, Batch, Targeted, Threat, Untargeted
 from advplug.rng import Stream
-from advplug.victim import Victim
+from advplug.victim import Columns, Victim
 
 SHAPE = (3, 8, 8)
 EPS = {"linf": Fraction(1, 50), "l2": Fraction(1, 5), "l1": Fraction(3, 10), "l0": Fraction(8)}
@@ -52,7 +52,9 @@ class LinearProblem:
         return len(self.module.weight)
 
     def victim(self, seed: int = 0) -> Victim:
-        return Victim(self.module, self.classes, stream=Stream(seed, "victim"))
+        # Each class counts as a text, for attacks that lower similarities.
+        columns = Columns(torch.arange(self.classes), 1.0, self.classes)
+        return Victim(self.module, self.classes, stream=Stream(seed, "victim"), columns=columns)
 
     def threat(self, eps: Fraction | None = None) -> Threat:
         goal = Untargeted() if self.batch.target is None else Targeted("random")

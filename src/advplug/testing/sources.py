@@ -184,7 +184,7 @@ def dataset_results(name: str, params: Mapping[str, Any]) -> list[Result]:
 
 def _facts(info: DatasetInfo) -> None:
     require(isinstance(info, DatasetInfo), f"info() must be DatasetInfo, it is {type(info).__name__}")
-    require(len(info.classes) >= 2, "it needs two classes or more")
+    require(len(info.classes) >= 2 or (info.captions and not info.classes), "it needs two classes or more, or captions")
     require(len(set(info.classes)) == len(info.classes), "class names must differ")
     require(info.budgets, "it needs a customary budget, for example {'linf': Fraction(8, 255)}")
     require(set(info.budgets) <= set(SETS), f"budgets are for the norms {', '.join(SETS)}")
@@ -227,7 +227,10 @@ def _split(split: Split, info: DatasetInfo) -> None:
     require(len(split.images) == n == len(split.index), "images, labels and index differ in length")
     require(split.labels.dtype.kind in "iu", f"labels must be whole numbers, they are {split.labels.dtype}")
     low, high = int(split.labels.min()), int(split.labels.max())
-    require(low >= 0 and high < len(info.classes), f"labels {low} to {high} for {len(info.classes)} classes")
+    require(low >= 0 and high < max(1, len(info.classes)), f"labels {low} to {high} for {len(info.classes)} classes")
+    if info.captions:
+        texts = split.captions or ()
+        require(len(texts) == n and all(texts), "every image needs captions of its own")
     require(len(np.unique(split.index)) == n, "index holds a position twice")
     rows = np.linspace(0, n - 1, min(n, 2 * IMAGES)).astype(int)
     batch = split.batch(rows)
