@@ -86,10 +86,6 @@ def sigmoid_input(net: Net, x: Tensor, rng: Any) -> Tensor:
     return net(torch.sigmoid(1e4 * (x - 0.5)))
 
 
-def three_bits(net: Net, x: Tensor, rng: Any) -> Tensor:
-    return net((7 * x).round() / 7)
-
-
 def gentle_sigmoid(net: Net, x: Tensor, rng: Any) -> Tensor:
     return net(torch.sigmoid(10 * (x - 0.5)))
 
@@ -192,8 +188,8 @@ DRAWS = 8
 MASKED = ("zero-gradients", "gradient-mismatch")
 DEFENSES = (
     BrokenDefense("detached-gradient", Wrap(detached), Wrap(smoothed), smoothed, MASKED),
-    # Single bits are a puzzle that random search solves better than any gradient; the repair keeps three.
-    BrokenDefense("one-bit-input", Wrap(one_bit), _bpda(three_bits, plain), gentle_sigmoid, MASKED, "one-bit"),
+    # Single bits are a puzzle that random search solves better than any stand-in; the repair is a soft threshold.
+    BrokenDefense("one-bit-input", Wrap(one_bit), Wrap(gentle_sigmoid), gentle_sigmoid, MASKED, "one-bit"),
     BrokenDefense("quantised-logits", Wrap(rounded_logits), _bpda(rounded_logits, plain), plain, MASKED),
     BrokenDefense("logits-times-100", Wrap(times_100), Wrap(plain), plain, ("saturated-logits", "zero-gradients")),
     BrokenDefense("softmax-output", Wrap(probabilities), Wrap(plain), plain, ("probabilities",)),
