@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from pathlib import Path
@@ -10,10 +11,13 @@ from pathlib import Path
 import pytest
 
 from advplug import hooks
+from cli_tools import QUICK, TINY
 from conftest import ROOT, advplug, install, python
 
 README = (ROOT / "README.md").read_text()
 ATTACKS = (ROOT / "docs" / "attacks.md").read_text()
+DEFENSES = (ROOT / "docs" / "defenses.md").read_text()
+VERDICTS = (ROOT / "docs" / "verdicts.md").read_text()
 GUIDE = (ROOT / "docs" / "plugins.md").read_text()
 
 
@@ -72,27 +76,36 @@ def test_the_guide_names_every_hook_and_check() -> None:
 
 
 def commands(text: str) -> list[str]:
-    lines = [line.partition("#")[0].strip() for block in blocks(text, "") for line in block.splitlines()]
+    whole = [block.replace("\\\n", " ") for block in blocks(text, "")]
+    lines = [line.partition(" #")[0].strip() for block in whole for line in block.splitlines()]
     return [line for line in lines if line.startswith("advplug ")]
 
 
 def test_generated_parts_are_up_to_date() -> None:
-    code = "import sys; sys.path.insert(0, 'docs'); import generate; print(generate.attacks_page()[1], end='')"
+    code = (
+        "import sys; sys.path.insert(0, 'docs'); import generate; "
+        "print(end=''.join(text for _, text in (page() for page in generate.PAGES)))"
+    )
     made = python("-c", code, cwd=ROOT)
-    assert made.stdout == ATTACKS, "make docs"
+    assert made.stdout == ATTACKS + DEFENSES + VERDICTS, "make docs"
 
 
-PAGES = [README, ATTACKS, *(p.read_text() for p in sorted(ROOT.glob("plugins/*/README.md")))]
+PAGES = [README, ATTACKS, DEFENSES, VERDICTS, *(p.read_text() for p in sorted(ROOT.glob("plugins/*/README.md")))]
 
 
 @pytest.mark.parametrize("line", dict.fromkeys(line for page in PAGES for line in commands(page)))
 def test_the_commands_shown_work(line: str, tmp_path: Path) -> None:
-    arguments = shlex.split(line)[1:]
+    if "$ADVPLUG_DATA" in line and "ADVPLUG_DATA" not in os.environ:
+        pytest.skip("ADVPLUG_DATA names no folder with data")
+    arguments = shlex.split(os.path.expandvars(line))[1:]
+    if arguments[0] == "compare":
+        for folder in arguments[1:3]:
+            advplug("eval", "-m", "cnn:epochs=1", "-a", "fgsm", "--dataset", TINY, *QUICK, "-o", folder, cwd=tmp_path)
     if arguments[0] in ("eval", "transfer"):
         arguments += ["-o", str(tmp_path)] + ["--dry-run"] * ("--dry-run" not in arguments)
     if arguments == ["doctor"]:
         arguments.append("--quick")
-    done = advplug(*arguments)
+    done = advplug(*arguments, cwd=tmp_path if arguments[0] == "compare" else ROOT / "benchmarks")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 

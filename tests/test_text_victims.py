@@ -105,6 +105,7 @@ def test_cells_hold_similarities_and_no_robust_accuracy() -> None:
     base, defended = result.cells
     for cell in (base, defended):
         m = cell.metrics
+        assert "a text was cut" in cell.notes
         assert cell.goal == "minimise:similarity"
         assert m["robust_accuracy"] is None
         assert m["attack_success_rate"] is None

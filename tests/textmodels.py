@@ -45,6 +45,7 @@ class Toy(nn.Module):
         self.show(texts)
 
     scale = 10.0
+    notes = ("a text was cut",)
 
     def show(self, texts: Sequence[str]) -> None:
         self.texts = tuple(texts)

@@ -113,7 +113,8 @@ class Builder:
         model, defend = trained.model, 0.0
         for bound, stage in stages:
             if isinstance(stage, Tune):
-                chain = chain.extended(tune=plain(bound.recipe))
+                told = {"columns": plain(plan.model.recipe)} if stage.reads_columns and _shares(plan.model) else {}
+                chain = chain.extended(tune=plain(bound.recipe), **told)
                 tuned = self._tune(plan, info, data, model, chain, bound, stage)
                 model, defend = tuned.model, defend + tuned.seconds
                 _tell(facts, bound, tuned.facts)
@@ -124,12 +125,14 @@ class Builder:
         if plan.model.caps.modality == IMAGE_TEXT:
             model, split, columns = with_texts(model, split, plan.model.caps.task, len(info.classes))
             columns = replace(columns, readable=all(bound.caps.keeps_scores for bound in plan.defense))
+            notes += tuple(getattr(model, "notes", ()))
         stream = Stream(plan.seed, f"victim/{plan.key}")
         classes = len(info.classes) if columns is None else columns.classes
         victim = Victim(model, classes, (), self.device, stream, key=plan.key, columns=columns)
         for bound, stage in stages:
             if isinstance(stage, Calibrated):
-                chain = chain.extended(calibrated=plain(bound.recipe))
+                told = {"columns": plain(plan.model.recipe)} if _shares(plan.model) else {}
+                chain = chain.extended(calibrated=plain(bound.recipe), **told)
                 figures, seconds = self._measured(plan, info, data, victim, chain, bound, stage)
                 _tell(facts, bound, figures)
                 victim, defend = replace(victim, wraps=(*victim.wraps, stage.wrap(figures))), defend + seconds
@@ -269,6 +272,11 @@ class Builder:
             model = rebuild(model, artifact.structure)
         model.load_state_dict(artifact.tensors)
         return _Made(model, artifact.facts)
+
+
+def _shares(model: Bound) -> bool:
+    """Whether other parameters may have the same weights."""
+    return hasattr(model.value, "weights_recipe")
 
 
 def _weights_recipe(model: Bound) -> Mapping[str, Any]:

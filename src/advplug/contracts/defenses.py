@@ -71,11 +71,13 @@ class Fit:
 class Tune:
     """A stage that changes trained weights; it gets a copy and leaves the original alone.
 
-    `rebuild` (model, structure) is needed where the stage changes shapes.
+    `rebuild` (model, structure) is needed where the stage changes shapes. `reads_columns`: what it makes depends on
+    what the model's columns are, and so on parameters that a `weights_recipe` leaves out.
     """
 
     apply: Callable[[nn.Module, Training], Tuned]
     rebuild: Callable[[nn.Module, Mapping[str, Tensor]], nn.Module] | None = None
+    reads_columns: bool = True
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 
-def check_attack(name: str, **params: Any) -> list[Result]:
+def check_attack(name: str, /, **params: Any) -> list[Result]:
     """An evasion attack, on linear victims whose exact robust radius is known, in every norm it declares.
 
     No image may flip within its exact radius; gradient attacks that iterate have to flip every image at
@@ -38,7 +38,7 @@ def check_attack(name: str, **params: Any) -> list[Result]:
     return demand(f"attack '{name}'", attack_results(name, params))
 
 
-def check_defense(name: str, *, on: str = "cnn", clean_drop: float = 0.1, **params: Any) -> list[Result]:
+def check_defense(name: str, /, *, on: str = "cnn", clean_drop: float = 0.1, **params: Any) -> list[Result]:
     """A defense: each of its stages, and that it declares truly how gradients and randomness pass it.
 
     Tunes are tried on the model `on`; a wrap may cost at most `clean_drop` of the clean accuracy of a linear
@@ -49,14 +49,14 @@ def check_defense(name: str, *, on: str = "cnn", clean_drop: float = 0.1, **para
     return demand(f"defense '{name}'", defense_results(name, params, on, clean_drop))
 
 
-def check_model(name: str, *, on: str = "digits", **params: Any) -> list[Result]:
+def check_model(name: str, /, *, on: str = "digits", **params: Any) -> list[Result]:
     """A model, built for the dataset `on`: logits, gradients, reproducible, restorable. Raises AssertionError."""
     from advplug.testing.sources import model_results
 
     return demand(f"model '{name}'", model_results(name, params, on))
 
 
-def check_dataset(name: str, **params: Any) -> list[Result]:
+def check_dataset(name: str, /, **params: Any) -> list[Result]:
     """A dataset: its facts agree with its pixels, and both are the same each time. Raises AssertionError."""
     from advplug.testing.sources import dataset_results
 
