@@ -8,6 +8,7 @@ import pluggy
 
 from advplug_clip.attack_specs import ATTACKS
 from advplug_clip.dataset_specs import DATASETS
+from advplug_clip.defense_specs import DEFENSES
 from advplug_clip.model_specs import MODELS
 from advplug_clip.retrieval import METRICS
 
@@ -33,6 +34,12 @@ def advplug_datasets() -> list[Spec]:
 def advplug_attacks() -> list[Spec]:
     """Attacks on similarities."""
     return ATTACKS
+
+
+@hookimpl
+def advplug_defenses() -> list[Spec]:
+    """Fine-tuning of the image tower."""
+    return DEFENSES
 
 
 @hookimpl
