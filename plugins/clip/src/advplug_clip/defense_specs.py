@@ -97,7 +97,7 @@ def fare(
         made = finetune.fare(scorer.to(training.device), inner)
         return _with(finetune.fine_tune("fare", scorer, training, made, tuning.plan(training), tuning.oft()), told)
 
-    return (Tune(apply),)
+    return (Tune(apply, reads_columns=False),)
 
 
 def oft(
@@ -146,7 +146,7 @@ def tecoa(
         finetune.check_leaks(training)
         return _with(finetune.fine_tune("tecoa", scorer, training, made, tuning.plan(training), tuning.oft()), told)
 
-    return (Tune(apply),)
+    return (Tune(apply, reads_columns=False),)
 
 
 def mat(
@@ -180,7 +180,7 @@ def mat(
         told = {"blur": spread}
         return _with(finetune.fine_tune("mat", scorer, training, made, tuning.plan(training), tuning.oft()), told)
 
-    return (Tune(apply),)
+    return (Tune(apply, reads_columns=False),)
 
 
 def caption_advtrain(
@@ -223,7 +223,7 @@ def caption_advtrain(
         plan = tuning.plan(training, stop)
         return _with(finetune.fine_tune(tuning.what, scorer, training, made, plan, tuning.oft()), told)
 
-    return (Tune(apply),)
+    return (Tune(apply, reads_columns=False),)
 
 
 # --- shared ----------------------------------------------------------------------------------------
