@@ -80,8 +80,9 @@ def python(
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, check=False)
 
 
-def advplug(*arguments: str, site: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
+def advplug(
+    *arguments: str, site: Path | None = None, cwd: Path | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own."""
-    return python(
-        "-c", "import sys; from advplug.cli import main; sys.exit(main())", *arguments, site=site, **variables
-    )
+    code = "import sys; from advplug.cli import main; sys.exit(main())"
+    return python("-c", code, *arguments, site=site, cwd=cwd, **variables)

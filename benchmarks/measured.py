@@ -32,11 +32,11 @@ COMMANDS = {
     # The same on CIFAR-10.
     "cifar10": f"{CIFAR10} -m cnn-b:epochs=5 -d advtrain:eps=4/255,steps=3 -a autoattack -e 4/255 -n 200",
     # Edge-preserving smoothing before inference, by the width of the filter.
-    "bilateral": f"{CIFAR10} -m cnn-b:epochs=5 -a pgd:steps=20 -e 4/255 -n 100 --plot $OUT/bilateral.svg "
+    "bilateral": f"{CIFAR10} -m cnn-a:epochs=10 -a pgd:steps=20 -e 4/255 -n 100 --plot $OUT/bilateral.svg "
     + " ".join(f"-d denoise:method=bilateral,sigma={sigma}" for sigma in SIGMAS),
     # A randomised network, as it is, near chance, and with adversarial training.
-    "randomised": f"{CIFAR10} -m cnn-b:epochs=5 -d dropout:rate=0.5 -d dropout:rate=0.98 "
-    "-d advtrain:eps=4/255,steps=3+dropout:rate=0.5 -a fgsm -a apgd:steps=50 -e 4/255 -n 50",
+    "randomised": f"{CIFAR10} -m cnn-a:epochs=10 -d dropout:rate=0.5 -d dropout:rate=0.98 "
+    "-d advtrain:eps=4/255,steps=3 -d advtrain:eps=4/255,steps=3+dropout:rate=0.5 -a fgsm -a apgd -e 4/255 -n 100",
     # Pruning, and light and strong adversarial fine-tuning of what is left.
     "pruning": f"{CIFAR10} -m {RESNET20} -d prune:ratio=0.2,epochs=2 -d prune:ratio=0.4,epochs=2 "
     "-d prune:ratio=0.2,epochs=2+adv-finetune:preset=light,epochs=2 "

@@ -80,6 +80,72 @@ def autoattack_markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def percent(estimate: dict[str, Any] | None) -> str:
+    if estimate is None:
+        return "-"
+    return f"{100 * estimate['value']:.1f} [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
+
+
+def measured_markdown(result: dict[str, Any]) -> str:
+    """What one command of `benchmarks/measured.py` came to: its threats, each with the strongest static and adaptive
+    figure of its attacks, and the flags that say why a number is what it is."""
+    n = next(t["clean_accuracy"]["n"] for t in result["threats"] if t["clean_accuracy"])
+    lines = [
+        "```",
+        *_wrapped(result["command"]),
+        "```",
+        "",
+        f"{n} images, {threads(result)}, {max(1, round(result['seconds'] / 60))} minutes, torch "
+        f"{result['versions']['torch']}.",
+        "",
+        "| defense | eps | clean % | static % | adaptive % | worst case % | verdict | flags |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for t in result["threats"]:
+        same = [c for c in result["cells"] if all(c[k] == t[k] for k in ("defense", "norm", "eps"))]
+        static, adaptive = (_least(same, f"{kind}_robust_accuracy") for kind in ("static", "adaptive"))
+        flags = ", ".join(f"`{f['name']}`" for f in t["flags"] if f["level"] != "info") or "-"
+        eps = t["eps"] if t["norm"] == "linf" else f"{t['norm']} {t['eps']}"
+        name = "none" if t["defense"] == "none" else f"`{t['defense']}`"
+        lines.append(
+            f"| {name} | {eps} | {percent(t['clean_accuracy'])} | {static} | {adaptive} "
+            f"| {percent(t['worst_case_accuracy'])} | {t['verdict']} | {flags} |"
+        )
+    return "\n".join(lines)
+
+
+def _least(cells: list[dict[str, Any]], metric: str) -> str:
+    found = [c[metric] for c in cells if c.get(metric) is not None]
+    return f"{100 * min(found):.1f}" if found else "-"
+
+
+def _wrapped(command: str) -> list[str]:
+    """The command in lines of a page's width, continued by backslashes."""
+    lines, line = [], ""
+    for word in re.findall(r"-\w \S+|--\S+ \S+|\S+", command):
+        if line and len(line) + len(word) > 108:
+            lines.append(f"{line} \\")
+            line = " "
+        line = f"{line} {word}" if line else word
+    return [*lines, line]
+
+
+def faults_markdown(result: dict[str, Any]) -> str:
+    """What `benchmarks/broken_defenses.py` wrote, as a table."""
+    lines = [
+        f"`{result['model']}` on `{result['dataset']}`, L-inf {result['eps']}, {result['images']} images.",
+        "",
+        "| fault | claimed % | by hand % | reported % | verdict | flags | repaired % | its verdict |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in result["rows"]:
+        shares = " | ".join(f"{100 * r[k]:.1f}" for k in ("claimed", "broken", "reported"))
+        flags = ", ".join(f"`{f}`" for f in r["flags"]) or "-"
+        twin = r["twin_verdict"] + (f" ({', '.join(r['twin_flags'])})" if r["twin_flags"] else "")
+        lines.append(f"| {r['name']} | {shares} | {r['verdict']} | {flags} | {100 * r['twin']:.1f} | {twin} |")
+    return "\n".join(lines)
+
+
 NAMES = {"autoattack": "`autoattack`", "aa.standard": "`aa.standard`", "torchattacks": "torchattacks, 100 steps"}
 
 
@@ -91,8 +157,25 @@ def attacks_page() -> tuple[Path, str]:
     return path, text
 
 
+def defenses_page() -> tuple[Path, str]:
+    path = HERE / "defenses.md"
+    text = path.read_text()
+    for file in sorted((RESULTS / "measured").glob("*.json")):
+        text = filled(text, file.stem, measured_markdown(json.loads(file.read_text())))
+    return path, text
+
+
+def verdicts_page() -> tuple[Path, str]:
+    path = HERE / "verdicts.md"
+    faults = json.loads((RESULTS / "broken_defenses.json").read_text())
+    return path, filled(path.read_text(), "faults", faults_markdown(faults))
+
+
+PAGES = (attacks_page, defenses_page, verdicts_page)
+
+
 def main() -> None:
-    for path, text in (attacks_page(),):
+    for path, text in (page() for page in PAGES):
         path.write_text(text)
         sys.stderr.write(f"{path.name} is up to date\n")
 
