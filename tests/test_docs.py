@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from advplug import hooks
-from cli_tools import QUICK, TINY
+from cli_tools import QUICK
 from conftest import ROOT, advplug, install, python
 
 README = (ROOT / "README.md").read_text()
@@ -102,7 +102,8 @@ def test_the_commands_shown_work(line: str, tmp_path: Path) -> None:
     arguments = shlex.split(os.path.expandvars(line))[1:]
     if arguments[0] == "compare":
         for folder in arguments[1:3]:
-            advplug("eval", "-m", "cnn:epochs=1", "-a", "fgsm", "--dataset", TINY, *QUICK, "-o", folder, cwd=tmp_path)
+            small = ("eval", "-m", "cnn", "-a", "fgsm", "--dataset", "digits:size=16", *QUICK)
+            advplug(*small, "-o", folder, cwd=tmp_path)
     if arguments[0] in ("eval", "transfer"):
         arguments += ["-o", str(tmp_path)] + ["--dry-run"] * ("--dry-run" not in arguments)
     if arguments == ["doctor"]:
