@@ -50,7 +50,7 @@ def test_a_gallery_has_a_class_an_image_and_joins_those_of_equal_captions() -> N
     assert grouped.shape == (N, N - 1)
     assert torch.equal(grouped, logits.view(N, N - 1, OWN).amax(2))
     own = logits.view(N, N - 1, OWN)[torch.arange(N), batch.y]
-    assert torch.allclose(columns.similarity(logits, batch.y), own.mean(1) / module.scale)
+    assert torch.allclose(columns.similarity(logits / module.scale, batch.y), own.mean(1) / module.scale)
 
 
 def test_texts_that_read_the_same_are_right_for_all_their_images() -> None:

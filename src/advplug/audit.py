@@ -186,7 +186,7 @@ class _Probes:
                 x, _, _ = checked(made, todo, threat)
                 if lowers and victim.columns is not None:
                     each = torch.from_numpy(cosines(victim, x, self.batching)).to(victim.device)
-                    success = (victim.columns.similarity(each, todo.y) * victim.columns.scale).cpu().numpy()
+                    success = victim.columns.similarity(each, todo.y).cpu().numpy()
                 else:
                     success[mask] = succeeds(victim, x, todo, self.batching, draws_of(victim)).mean(axis=1) > 0.5
             found.append(success)

@@ -113,8 +113,8 @@ class Builder:
         model, defend = trained.model, 0.0
         for bound, stage in stages:
             if isinstance(stage, Tune):
-                told = {"columns": plain(plan.model.recipe)} if stage.reads_columns and _shares(plan.model) else {}
-                chain = chain.extended(tune=plain(bound.recipe), **told)
+                columns_of = _columns_recipe(plan.model) if stage.reads_columns else {}
+                chain = chain.extended(tune=plain(bound.recipe), **columns_of)
                 tuned = self._tune(plan, info, data, model, chain, bound, stage)
                 model, defend = tuned.model, defend + tuned.seconds
                 _tell(facts, bound, tuned.facts)
@@ -131,8 +131,7 @@ class Builder:
         victim = Victim(model, classes, (), self.device, stream, key=plan.key, columns=columns)
         for bound, stage in stages:
             if isinstance(stage, Calibrated):
-                told = {"columns": plain(plan.model.recipe)} if _shares(plan.model) else {}
-                chain = chain.extended(calibrated=plain(bound.recipe), **told)
+                chain = chain.extended(calibrated=plain(bound.recipe), **_columns_recipe(plan.model))
                 figures, seconds = self._measured(plan, info, data, victim, chain, bound, stage)
                 _tell(facts, bound, figures)
                 victim, defend = replace(victim, wraps=(*victim.wraps, stage.wrap(figures))), defend + seconds
@@ -274,9 +273,9 @@ class Builder:
         return _Made(model, artifact.facts)
 
 
-def _shares(model: Bound) -> bool:
-    """Whether other parameters may have the same weights."""
-    return hasattr(model.value, "weights_recipe")
+def _columns_recipe(model: Bound) -> dict[str, Any]:
+    """What makes the columns, where other columns may stand on the same weights; empty elsewhere."""
+    return {"columns": plain(model.recipe)} if hasattr(model.value, "weights_recipe") else {}
 
 
 def _weights_recipe(model: Bound) -> Mapping[str, Any]:

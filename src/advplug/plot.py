@@ -187,8 +187,7 @@ def _eps(row: ThreatRow) -> float:
 def draw(result: RunResult, axis: Axis, path: Path) -> None:
     """Writes the picture of `result` along `axis` to `path`, in the format of its suffix.
 
-    Raises UsageError where matplotlib is missing, and AdvplugError where the file cannot be written or nothing
-    was computed that could be drawn.
+    Raises AdvplugError where the file cannot be written or nothing was computed that could be drawn.
     """
     shown = panels(result, axis)
     if not shown:

@@ -91,11 +91,7 @@ class Training:
                 rows = order[step * plan.batch_size : (step + 1) * plan.batch_size if step + 1 < steps else None]
                 loss = self._loss(model, objective, rows, plan, draws, stream.child(epoch, step))
                 value = loss.item()
-                if not math.isfinite(value):
-                    raise CellFailure(
-                        f"training failed: the loss became {value:g} in epoch {epoch + 1} of {plan.epochs}, "
-                        f"step {step + 1} of {steps}; use a smaller lr than {plan.lr:g}"
-                    )
+                demand_finite(value, (epoch + 1, plan.epochs, step + 1, steps), plan.lr)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -118,6 +114,16 @@ class Training:
         if objective is None:
             return functional.cross_entropy(model(x), y)
         return objective.loss(model, x, y, stream)
+
+
+def demand_finite(loss: float, place: tuple[int, int, int, int], lr: float) -> None:
+    """Raises CellFailure for a loss that is no number; `place` is epoch, epochs, step, steps, counted from 1."""
+    if not math.isfinite(loss):
+        epoch, epochs, step, steps = place
+        raise CellFailure(
+            f"training failed: the loss became {loss:g} in epoch {epoch} of {epochs}, step {step} of {steps}; "
+            f"use a smaller lr than {lr:g}"
+        )
 
 
 def augment(x: Tensor, plan: Schedule, draws: torch.Generator) -> Tensor:

@@ -66,10 +66,10 @@ class Columns:
         says[self.group, same] = True
         return says[classes][:, same]
 
-    def similarity(self, logits: Tensor, classes: Tensor) -> Tensor:
-        """(B,): the mean cosine of each image and the texts of the class (B,) given with it."""
+    def similarity(self, cosines: Tensor, classes: Tensor) -> Tensor:
+        """(B,): the mean of each image's cosines (B, C) with the texts of the class (B,) given with it."""
         own = self.own(classes)
-        return torch.where(own, logits, 0).sum(1) / (own.sum(1) * self.scale)
+        return torch.where(own, cosines, 0).sum(1) / own.sum(1)
 
 
 @dataclass

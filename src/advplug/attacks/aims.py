@@ -56,19 +56,19 @@ class ByText:
         each, rejection = self.victim.attacked_texts(x, view)
         each = each[: len(y)]
         logits = self.columns.grouped(each.detach())
-        return *_guarded(self._loss(each, y, target), hits(logits, y, target), rejection), logits
+        return *_guarded(self._loss(each / self.columns.scale, y, target), hits(logits, y, target), rejection), logits
 
     def replace_loss(self, name: str) -> None:
         raise UsageError(f"loss={SIMILARITY} has no {name} version")
 
     def deployed(self, x: Tensor, y: Tensor) -> Tensor:
         """(B,): the loss as the deployed system scores the images."""
-        return -self.columns.similarity(self.victim.cosines(x) * self.columns.scale, y)
+        return self._loss(self.victim.cosines(x), y, None)
 
-    def _loss(self, each: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
+    def _loss(self, cosines: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
         if target is None:
-            return -self.columns.similarity(each, y)
-        return self.columns.similarity(each, target)
+            return -self.columns.similarity(cosines, y)
+        return self.columns.similarity(cosines, target)
 
 
 def aim(name: str, victim: Victim) -> Aim:

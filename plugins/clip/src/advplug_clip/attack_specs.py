@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from advplug.attacks.engine import GradientAttack
 
 THOROUGH_STEPS, THOROUGH_RESTARTS = 50, 3
-"""From here on more effort was not seen to lower the mean cosine by a point of its own: a strong attack."""
+"""The effort from which on it counts as a strong attack; the audit sees whether it has converged."""
 
 
 def caption_pgd(

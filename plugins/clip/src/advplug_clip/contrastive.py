@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from advplug.contracts import Tuned
 from advplug.errors import CellFailure, UsageError
+from advplug.train import demand_finite
 from advplug_clip.tiny import learn_words
 
 if TYPE_CHECKING:
@@ -101,11 +102,7 @@ def _run(scorer: ClipScorer, training: Training, captions: Captions, stream: Str
             tokens = captions.draw(rows, draws).to(training.device)
             loss = pair_loss(scorer.encode_image(x), clip.encode_text(tokens), clip.logit_scale)
             value = loss.item()
-            if not math.isfinite(value):
-                raise CellFailure(
-                    f"training failed: the loss became {value:g} in epoch {epoch + 1} of {plan.epochs}, "
-                    f"step {step + 1} of {steps}; use a smaller lr than {plan.lr:g}"
-                )
+            demand_finite(value, (epoch + 1, plan.epochs, step + 1, steps), plan.lr)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

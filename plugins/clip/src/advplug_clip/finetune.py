@@ -23,6 +23,7 @@ from advplug.contracts import Tuned
 from advplug.defenses.adversarial import Ascent
 from advplug.errors import CellFailure, UsageError
 from advplug.leakage import refuse_leaks
+from advplug.train import demand_finite
 from advplug.victim import Victim
 from advplug_clip import finetune_losses as losses
 from advplug_clip import orthogonal, prompts
@@ -117,18 +118,15 @@ def _run(
         named = terms(scorer, batch, stream.child("update", done))
         loss = torch.stack(list(named.values())).mean()
         value = loss.item()
-        if not math.isfinite(value):
-            raise CellFailure(
-                f"training failed: the loss became {value:g} in epoch {done // window + 1} of {plan.epochs}, "
-                f"step {done % window + 1} of {window}; use a smaller lr than {plan.lr:g}"
-            )
+        place = done // window + 1, plan.epochs, done % window + 1, window
+        demand_finite(value, place, plan.lr)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         rate.step()
         history.append({"loss": value, **{name: term.item() for name, term in named.items()}})
         if training.progress is not None:
-            training.progress(done // window + 1, plan.epochs, done % window + 1, window, value)
+            training.progress(*place, value)
         mean = float(np.mean([told["loss"] for told in history[-window:]]))
         if plan.stop is not None and len(history) >= window and mean < plan.stop and len(history) < updates:
             reason = f"the mean loss of the last {window} updates, {mean:.4g}, fell below {plan.stop:g}"
