@@ -13,41 +13,12 @@ import torch
 from PIL import Image
 
 from advplug.builtin import dataset_files, datasets, imagenet
-from advplug.contracts import DatasetSource
 from advplug.errors import UsageError
-from advplug.params import bind, params_of
-from advplug.parse import parse_reference
 from advplug.splits import Amounts, allocate, mixed, ranks, split, subset
+from dataset_tools import make, rejects
 
 DATA = os.environ.get("ADVPLUG_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="ADVPLUG_DATA is not set: the real datasets are not at hand")
-
-
-def make(text: str) -> DatasetSource:
-    """The dataset of a reference, as the command line makes it."""
-    reference = parse_reference(text)
-    spec = next(s for s in datasets.DATASETS if s.name == reference.name)
-    factory = getattr(datasets, spec.target.partition(":")[2])
-    return factory(**bind(params_of(factory), reference, f"dataset '{reference.name}'"))
-
-
-def read_everything(text: str) -> None:
-    source = make(text)
-    source.info()
-    source.fingerprint()
-    data = source.load(offline=True)
-    for part in (data.train, data.test):
-        part.batch(np.arange(len(part)))
-
-
-def rejects(text: str, *words: str) -> None:
-    """`text` ends in one line that holds `words`, at the latest when the images are read."""
-    with pytest.raises(UsageError) as caught:
-        read_everything(text)
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message, message
 
 
 # --- splits ----------------------------------------------------------------------------------------

@@ -13,37 +13,11 @@ from PIL import Image
 
 from advplug.errors import UsageError
 from advplug.leakage import find_leaks
-from advplug.parse import parse_reference
-from advplug.registry import registry
 from advplug.skipping import all_skipping
 from cli_tools import run
+from dataset_tools import make, rejects
 
 WORDS = ("a red ball", "the cat, asleep", 'he said "no"', "two dogs", "snow")
-
-
-def make(text: str):
-    reference = parse_reference(text)
-    entry = registry().get("dataset", reference.name)
-    return entry.make(entry.bind(reference))
-
-
-def read_everything(text: str) -> None:
-    source = make(text)
-    source.info()
-    source.fingerprint()
-    data = source.load(offline=True)
-    for part in (data.train, data.test):
-        part.batch(np.arange(len(part)))
-
-
-def rejects(text: str, *words: str) -> None:
-    """`text` ends in one line that holds `words`, at the latest when the images are read."""
-    with pytest.raises(UsageError) as caught:
-        read_everything(text)
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message, message
 
 
 def images(folder: Path, names: list[str], seed: int = 0) -> None:
