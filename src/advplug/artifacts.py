@@ -17,7 +17,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("advplug")
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]*")
-_TENSORS, _STRUCTURE = "tensors/", "structure/"
+_TENSORS, _STRUCTURE, _TRUSTED = "tensors/", "structure/", "trusted"
 _TEMPORARY, _SPOILED = ".part.", ".spoiled."
 _LOCKS = ".locks"
 
@@ -42,13 +42,14 @@ _LOCKS = ".locks"
 class Artifact:
     """A model as the cache keeps it: its state dict, what `Tune.rebuild` needs, and facts (JSON-ready).
 
-    `sha256` is that of the stored file.
+    `trusted` is `Tuned.trusted`; `sha256` is that of the stored file.
     """
 
     tensors: Mapping[str, Tensor]
     structure: Mapping[str, Tensor] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     sha256: str = ""
+    trusted: Tensor | None = None
 
     @classmethod
     def of(cls, tuned: Tuned) -> Artifact:
@@ -59,7 +60,7 @@ class Artifact:
         strange = [n for n, v in state.items() if not isinstance(v, torch.Tensor)]
         if strange:
             raise CellFailure(f"the model's state '{strange[0]}' is no tensor, so it cannot be stored")
-        return cls(state, tuned.structure, tuned.facts)
+        return cls(state, tuned.structure, tuned.facts, trusted=tuned.trusted)
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ class Artifacts:
             shutil.rmtree(part, ignore_errors=True)
             raise
         _flush(self.root)
-        return Artifact(made.tensors, made.structure, made.facts, sha256)
+        return replace(made, sha256=sha256)
 
     def _sweep(self, key: str) -> None:
         """Removes what killed processes left; called by the holder of the key's lock."""
@@ -246,6 +247,7 @@ def _pack(artifact: Artifact, label: str) -> bytes:
 
     packed = {_TENSORS + n: v for n, v in artifact.tensors.items()}
     packed |= {_STRUCTURE + n: v for n, v in artifact.structure.items()}
+    packed |= {} if artifact.trusted is None else {_TRUSTED: artifact.trusted}
     # Clones: safetensors takes no views and no tensors that share memory.
     plain = {n: v.detach().cpu().clone().contiguous() for n, v in packed.items()}
     facts = json.dumps({"facts": dict(artifact.facts), "label": label})
@@ -264,7 +266,7 @@ def _read(folder: Path) -> Artifact:
     packed = load_file(path)
     tensors = {n.removeprefix(_TENSORS): v for n, v in packed.items() if n.startswith(_TENSORS)}
     structure = {n.removeprefix(_STRUCTURE): v for n, v in packed.items() if n.startswith(_STRUCTURE)}
-    return Artifact(tensors, structure, facts, meta["sha256"])
+    return Artifact(tensors, structure, facts, meta["sha256"], packed.get(_TRUSTED))
 
 
 def _meta(folder: Path) -> dict[str, Any]:

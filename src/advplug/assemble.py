@@ -17,19 +17,23 @@ from advplug.health import Audit, Finding, Group, examine, verdict
 from advplug.keys import digest
 from advplug.matrix import Sweep
 from advplug.plans import Bound
-from advplug.results import AuditCost, Cell, Certificate, RunInfo, RunResult, ThreatRow
+from advplug.poisonings import PoisonEvidence, PoisonPlan
+from advplug.poisonings import reported as poisonings_of
+from advplug.results import AuditCost, Cell, Certificate, Poisoning, RunInfo, RunResult, ThreatRow
 from advplug.similarities import Similarities
 
 
 @dataclass(frozen=True)
 class Stored:
-    """How the assembly reads the store: by cell key, group key, victim key and certificate key."""
+    """How the assembly reads the store: by the keys of cells, groups, victims, certificates and attacks on training
+    data."""
 
     cell: Callable[[str], Cell | None]
     evidence: Callable[[str], Evidence | None]
     audit: Callable[[str], Audit | None]
     batch_dependent: Callable[[str], bool | None]
     certificate: Callable[[str], tuple[Certificate, Proofs | None] | None] = lambda _: None
+    poisoning: Callable[[str], tuple[Poisoning, PoisonEvidence | None] | None] = lambda _: None
 
 
 def finding(sweep: Sweep, evidence: Evidence) -> Finding:
@@ -88,9 +92,13 @@ def identity(sweep: Sweep, eps: Fraction) -> dict[str, object]:
 
 
 def assemble(
-    sweeps: Sequence[Sweep], stored: Stored, info: RunInfo, certificates: Sequence[CertificatePlan] = ()
+    sweeps: Sequence[Sweep],
+    stored: Stored,
+    info: RunInfo,
+    certificates: Sequence[CertificatePlan] = (),
+    poisonings: Sequence[PoisonPlan] = (),
 ) -> RunResult:
-    """The run's result from what is stored; cells and certificates that were never reached are left out."""
+    """The run's result from what is stored; what was never reached is left out."""
     cells = [(s, eps, stored.cell(s.cell_key(eps))) for s in sweeps for eps in s.budgets]
     groups: dict[str, list[tuple[Sweep, Fraction]]] = {}
     for sweep, eps, cell in cells:
@@ -105,7 +113,8 @@ def assemble(
         if proofs is not None:
             proofs.note(*members[0], rows[-1])
     made = tuple(p.reported() for p in proven.values())
-    return RunResult(info, tuple(_relabelled(s, eps, c) for s, eps, c in cells if c is not None), tuple(rows), made)
+    shown = tuple(_relabelled(s, eps, c) for s, eps, c in cells if c is not None)
+    return RunResult(info, shown, tuple(rows), made, poisonings_of(poisonings, stored.poisoning))
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,10 @@ from advplug.contracts import (
     Fit,
     ModelSource,
     Objective,
+    Poisoned,
     Schedule,
+    Sift,
+    Sifted,
     Stage,
     TrainingData,
     Tune,
@@ -34,6 +38,7 @@ from advplug.judging import IMAGE_TEXT
 from advplug.keys import SCHEMA, digest
 from advplug.params import plain
 from advplug.plans import Bound, VictimPlan
+from advplug.prepared import Prepared, left_to_judge, poison, rounds, sift
 from advplug.rng import Stream
 from advplug.train import Training
 from advplug.victim import Columns, Victim
@@ -54,7 +59,7 @@ class Built:
     """A victim ready to be attacked, the images it is judged on, and what it took to get there.
 
     `facts` are figures of the defenses (parameter counts); `notes` are for the reader of the cell;
-    `batch_dependent` is None where it could not be seen.
+    `batch_dependent` is None where it could not be seen. `poisoned` is what was done to its training set.
     """
 
     victim: Victim
@@ -66,6 +71,7 @@ class Built:
     seconds_train: float = 0.0
     seconds_defend: float = 0.0
     batch_dependent: bool | None = None
+    poisoned: Poisoned | None = None
 
 
 @dataclass
@@ -89,6 +95,7 @@ class _Made:
     model: nn.Module
     facts: Mapping[str, Any]
     seconds: float = 0.0
+    trusted: torch.Tensor | None = None
 
 
 class Builder:
@@ -98,18 +105,20 @@ class Builder:
         self._artifacts, self._offline, self._progress = artifacts, offline, progress
         self.device = pick_device(device)
         self._datasets: dict[str, Dataset] = {}
+        self._poisons: dict[str, Poisoned] = {}
 
     def build(self, plan: VictimPlan, limit: int | None) -> Built:
         """Raises UsageError for data or weights that cannot be used, CellFailure where training fails."""
         info: DatasetInfo = plan.dataset.value.info()
-        dataset = self._dataset(plan.dataset)
+        dataset = self.dataset(plan.dataset)
         stages = [(bound, stage) for bound in plan.defense for stage in _stages(bound)]
-        data = self._prepared(plan, dataset.train, stages)
+        prepared = self._prepared(plan, info, stages)
+        data, poisoned = prepared.data, self._poisoned(plan)
         trained, chain = self._train(plan, info, data, stages)
-        facts: dict[str, Any] = {}
-        if trained.facts:
-            by = [bound for bound, stage in stages if isinstance(stage, Fit)] or [plan.model]
-            facts |= {bound.label: trained.facts for bound in by}
+        facts: dict[str, Any] = dict(prepared.facts)
+        by = next((bound for bound, stage in stages if isinstance(stage, Fit)), plan.model)
+        chose = {} if trained.trusted is None else {"rounds": rounds(trained.trusted, prepared.poisons)}
+        _tell(facts, by, {**trained.facts, **chose})
         model, defend = trained.model, 0.0
         for bound, stage in stages:
             if isinstance(stage, Tune):
@@ -118,7 +127,7 @@ class Builder:
                 tuned = self._tune(plan, info, data, model, chain, bound, stage)
                 model, defend = tuned.model, defend + tuned.seconds
                 _tell(facts, bound, tuned.facts)
-        split, notes = subset(dataset.test, limit)
+        split, notes = subset(left_to_judge(dataset.test, poisoned), limit)
         notes = (*dataset.notes, *notes)
         model = model.to(self.device).eval()
         columns: Columns | None = None
@@ -139,19 +148,65 @@ class Builder:
                 chain = chain.extended(wrap=plain(bound.recipe))
                 victim = replace(victim, wraps=(*victim.wraps, stage))
         notes += tuple(f"{name}: {text}" for name, told in facts.items() for text in told.get("warnings", ()))
-        return Built(victim, split, plan.seed, weights_hash(victim.module), facts, notes, trained.seconds, defend)
+        sha256 = weights_hash(victim.module)
+        return Built(victim, split, plan.seed, sha256, facts, notes, trained.seconds, defend, poisoned=poisoned)
 
-    def _dataset(self, bound: Bound) -> Dataset:
+    def dataset(self, bound: Bound) -> Dataset:
+        """Both splits, loaded once."""
         if bound.label not in self._datasets:
             self._datasets[bound.label] = bound.value.load(offline=self._offline)
         return self._datasets[bound.label]
 
-    def _prepared(self, plan: VictimPlan, data: Split, stages: Sequence[tuple[Bound, Any]]) -> Split:
+    def _poisoned(self, plan: VictimPlan) -> Poisoned | None:
+        """The poisoned training set, made once for all victims that are trained on it."""
+        if plan.poison is None:
+            return None
+        key = plan.baseline.key
+        if key not in self._poisons:
+            needs = {name: self.build(need, None).victim for name, need in plan.needs}
+            self._progress.stage(f"{plan.poison.label}: poisoning {plan.dataset.label}", 0)
+            stream = Stream(plan.seed, f"poison/{plan.poison.recipe['name']}")
+            made = poison(plan.poison.make(**needs), self.dataset(plan.dataset), stream, plan.poison.label)
+            self._poisons[key] = made
+        return self._poisons[key]
+
+    def _prepared(self, plan: VictimPlan, info: DatasetInfo, stages: Sequence[tuple[Bound, Any]]) -> Prepared:
         """The training data after the data stages, in written order."""
-        stream = Stream(plan.seed, "data")
-        for position, stage in enumerate(s for _, s in stages if isinstance(s, TrainingData)):
-            data = stage.apply(data, stream.child(position))
-        return data
+        poisoned = self._poisoned(plan)
+        data = self.dataset(plan.dataset).train if poisoned is None else poisoned.data
+        poisons = np.zeros(len(data), dtype=bool) if poisoned is None else np.asarray(poisoned.poisons)
+        stream, facts = Stream(plan.seed, "data"), dict[str, Any]()
+        before: tuple[Bound, ...] = ()
+        for position, (bound, stage) in enumerate((b, s) for b, s in stages if isinstance(s, TrainingData | Sift)):
+            if isinstance(stage, Sift):
+                sifting = functools.partial(self._sifted, replace(plan, defense=before), info, data, bound, stage)
+                data, poisons, told = sift(data, poisons, sifting, bound.label)
+                _tell(facts, bound, told)
+            else:
+                known = data.index[poisons]
+                data = stage.apply(data, stream.child(position))
+                poisons = np.isin(data.index, known)
+            before = (*before, bound)
+        return Prepared(data, poisons, facts)
+
+    def _sifted(self, plan: VictimPlan, info: DatasetInfo, data: Split, bound: Bound, stage: Sift) -> Sifted:
+        """What a stage leaves of `data`; the model that it looks through is that of `plan`, the victim so far."""
+
+        def make() -> Artifact:
+            title = f"{bound.label}: sifting {plan.dataset.label}"
+            training = self._training(plan, info, data, title, chain)
+
+            def trained() -> nn.Module:
+                own = [(b, s) for b in plan.defense for s in _stages(b)]
+                return self._train(plan, info, data, own)[0].model.to(self.device).eval()
+
+            with training.stream.as_global("sift"):
+                found = stage.apply(trained, training)
+            return Artifact({"kept": torch.from_numpy(np.asarray(found.kept))}, facts=found.facts)
+
+        chain = _Chain({"schema": SCHEMA, "sifted": plan.recipe, "by": plain(bound.recipe)})
+        made = self._artifacts.get_or_make(chain.key, make, f"{bound.label} on {plan.dataset.label}")
+        return Sifted(made.tensors["kept"].numpy(), made.facts)
 
     def _train(
         self, plan: VictimPlan, info: DatasetInfo, data: Split, stages: Sequence[tuple[Bound, Any]]
@@ -163,7 +218,11 @@ class Builder:
             with Stream(plan.seed, "init").as_global():
                 return source.build(info, offline=self._offline)
 
-        parts = [_training_recipe(b, stage) for b, stage in stages if isinstance(stage, TrainingData | Objective | Fit)]
+        parts = [
+            _training_recipe(b, stage)
+            for b, stage in stages
+            if isinstance(stage, TrainingData | Sift | Objective | Fit)
+        ]
         how = plain(vars(schedule)) if schedule else None
         recipe = {**plan.baseline.recipe, "model": plain(_weights_recipe(plan.model))}
         chain = _Chain({"schema": SCHEMA, **recipe, "schedule": how, "training": plain(parts)})
@@ -233,8 +292,10 @@ class Builder:
         schedule = plan.model.value.schedule(info) or TUNING
         self._progress.stage(title, 0)
         stream = Stream(plan.seed, f"train/{chain.key}")
-        test = self._dataset(plan.dataset).test
-        return Training(data, info, schedule, self.device, stream, progress=self._report(title), test=test)
+        dataset = self.dataset(plan.dataset)
+        test = left_to_judge(dataset.test, self._poisoned(plan))
+        report = self._report(title)
+        return Training(data, info, schedule, self.device, stream, report, test=test, clean=dataset.train)
 
     def _report(self, title: str) -> Callable[[int, int, int, int, float], None]:
         def report(epoch: int, epochs: int, step: int, steps: int, loss: float) -> None:
@@ -260,7 +321,7 @@ class Builder:
             tuned = make()
             if tuned.structure and rebuild is None:
                 raise UsageError(f"{label}: a defense that changes shapes has to say how to rebuild them")
-            made.append(_Made(tuned.model, tuned.facts, time.perf_counter() - clock))
+            made.append(_Made(tuned.model, tuned.facts, time.perf_counter() - clock, tuned.trusted))
             return Artifact.of(tuned)
 
         artifact = self._artifacts.get_or_make(key, produce, label)
@@ -270,7 +331,7 @@ class Builder:
         if artifact.structure and rebuild is not None:
             model = rebuild(model, artifact.structure)
         model.load_state_dict(artifact.tensors)
-        return _Made(model, artifact.facts)
+        return _Made(model, artifact.facts, trusted=artifact.trusted)
 
 
 def _columns_recipe(model: Bound) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import textwrap
 from typing import Any
 
 from advplug import hooks
-from advplug.contracts import AttackCaps
+from advplug.contracts import AttackCaps, PoisonCaps
 from advplug.params import ParamSpec
 from advplug.perturbations import SETS
 from advplug.registry import Entry, Registry
@@ -35,15 +35,32 @@ def listing_json(known: Registry, kind: str | None) -> str:
 
 
 def attacks_markdown(known: Registry) -> str:
-    """A Markdown table of all attacks: name, backend, norms, access, goals, paper."""
+    """A Markdown table of all attacks on images: name, backend, norms, access, goals, paper."""
     rows = ["| attack | from | norms | access | goals | what it is | paper |", "|---|---|---|---|---|---|---|"]
     for entry in known.entries("attack"):
         caps = entry.spec.caps
-        assert isinstance(caps, AttackCaps)
+        if not isinstance(caps, AttackCaps):
+            continue
         norms = ", ".join(n for n in SETS if n in caps.norms) + (" (smallest change)" if caps.minimum_norm else "")
         summary, paper = (text.replace("|", "\\|") for text in (entry.spec.summary, entry.spec.paper))
         cells = (f"`{entry.name}`", entry.source.distribution, norms, str(caps.access), ", ".join(sorted(caps.goals)),
                  summary, paper)  # fmt: skip
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def poisons_markdown(known: Registry) -> str:
+    """A Markdown table of all attacks on training sets: name, backend, models, labels, paper."""
+    rows = ["| attack | from | poisons the data of | labels | what it is | paper |", "|---|---|---|---|---|---|"]
+    for entry in known.entries("attack"):
+        caps = entry.spec.caps
+        if not isinstance(caps, PoisonCaps):
+            continue
+        kinds = {"image": "classifiers", "image-text": "CLIP models"}
+        models = " and ".join(kinds[m] for m in sorted(caps.modalities))
+        summary, paper = (text.replace("|", "\\|") for text in (entry.spec.summary, entry.spec.paper))
+        labels = "stay true" if caps.clean_label else "may change"
+        cells = (f"`{entry.name}`", entry.source.distribution, models, labels, summary, paper)
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 

@@ -139,30 +139,30 @@ def _run(
     **given: Any,
 ) -> None:
     from advplug.errors import CellFailure
-    from advplug.session import Request, certificates, execute
+    from advplug.session import Request, certificates, execute, poisonings
     from advplug.skipping import all_skipping
 
     if skip_bad:
         given["datasets"] = all_skipping(given["datasets"])
     request = Request(output=output, command=_command_line(), **given)
     sweeps = plan(request)
+    poisons = poisonings(request) if request.attacks else []
     if dry_run:
-        _print_plan(sweeps, certificates(request, sweeps), output, request.fresh, as_json)
+        _print_plan(sweeps, certificates(request, sweeps), poisons, request, as_json)
         return
     from advplug.console import console_progress, quieten
 
     quieten(verbose)
     with console_progress(quiet) as progress:
         try:
-            result = execute(request, sweeps, progress)
+            result = execute(request, sweeps, progress, poisons)
         except KeyboardInterrupt:
             raise _Interrupted(
                 f"interrupted: finished cells are kept in {output}; to go on: {request.command}"
             ) from None
     show(result, as_json, quiet)
     if result.failed:
-        count = len(result.cells) + len(result.certificates)
-        raise CellFailure(f"{len(result.failed)} of {count} cells failed: {result.failed[0].reason}")
+        raise CellFailure(f"{len(result.failed)} of {len(result.done)} cells failed: {result.failed[0].reason}")
 
 
 @cli.command("compare")
@@ -315,13 +315,13 @@ def schema() -> None:
     click.echo(json.dumps(json_schema(), indent=2))
 
 
-def _print_plan(sweeps: list[Any], proofs: list[Any], output: Path, fresh: bool, as_json: bool) -> None:
+def _print_plan(sweeps: list[Any], proofs: list[Any], poisons: list[Any], request: Any, as_json: bool) -> None:
+    from advplug.plan_table import plan_json, render_plan
     from advplug.store import finished
-    from advplug.table import plan_json, render_plan
 
-    keys = [*(s.cell_key(eps) for s in sweeps for eps in s.budgets), *(p.key for p in proofs)]
-    done = {} if fresh else finished(output, keys)
-    click.echo(plan_json(sweeps, done, proofs) if as_json else render_plan(sweeps, done, proofs))
+    keys = [*(s.cell_key(eps) for s in sweeps for eps in s.budgets), *(p.key for p in (*proofs, *poisons))]
+    done = {} if request.fresh else finished(request.output, keys)
+    click.echo((plan_json if as_json else render_plan)(sweeps, done, proofs, poisons))
 
 
 def _command_line() -> str:

@@ -82,6 +82,46 @@ class Split:
             None if self.names is None else tuple(self.names[int(i)] for i in rows),
         )
 
+    def changed(
+        self,
+        rows: np.ndarray[Any, Any],
+        images: np.ndarray[Any, Any] | None = None,
+        labels: np.ndarray[Any, Any] | None = None,
+        captions: Sequence[tuple[str, ...]] | None = None,
+    ) -> Split:
+        """The split with other images (uint8, (k, C, H, W)), labels or captions at `rows` (k,)."""
+        new_labels = self.labels
+        if labels is not None:
+            new_labels = self.labels.copy()
+            new_labels[rows] = labels
+        new_captions = self.captions
+        if captions is not None and self.captions is not None:
+            written = list(self.captions)
+            for row, texts in zip(rows, captions, strict=True):
+                written[int(row)] = texts
+            new_captions = tuple(written)
+        pixels = self.images if images is None else _Patched(self.images, rows, ArrayImages(images))
+        return Split(pixels, new_labels, self.index, new_captions, self.names)
+
+    def joined(
+        self,
+        images: np.ndarray[Any, Any],
+        labels: np.ndarray[Any, Any],
+        captions: Sequence[tuple[str, ...]] | None = None,
+        names: Sequence[str] | None = None,
+    ) -> Split:
+        """The split with further images (uint8, (k, C, H, W)) at its end; their positions follow its greatest one."""
+        start = int(self.index.max(initial=-1)) + 1
+        if self.captions is not None and captions is None:
+            raise ValueError("images that join captioned ones need captions")
+        return Split(
+            _Joined(self.images, ArrayImages(images)),
+            np.concatenate([self.labels, labels]),
+            np.concatenate([self.index, np.arange(start, start + len(images))]),
+            None if self.captions is None else (*self.captions, *(captions or ())),
+            None if self.names is None else (*self.names, *(names or [f"added {i}" for i in range(len(images))])),
+        )
+
     def batch(self, rows: np.ndarray[Any, Any], device: torch.device | str = "cpu") -> Batch:
         """The images at `rows`. Raises UsageError where a pixel is not a number in [0, 1]."""
         import torch
@@ -116,6 +156,57 @@ class _Picked:
 
     def take(self, rows: np.ndarray[Any, Any]) -> Tensor:
         return self.images.take(self.rows[rows])
+
+
+@dataclass(frozen=True)
+class _Patched:
+    """`images` with others at `rows`."""
+
+    images: Images
+    rows: np.ndarray[Any, Any]
+    others: Images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, rows: np.ndarray[Any, Any]) -> Tensor:
+        import torch
+
+        order = np.argsort(self.rows, kind="stable")
+        at = np.searchsorted(self.rows, rows, sorter=order).clip(max=max(0, len(self.rows) - 1))
+        place = order[at] if len(order) else at
+        hit = self.rows[place] == rows if len(order) else np.zeros(len(rows), dtype=bool)
+        taken = self.images.take(rows)
+        if hit.any():
+            taken = taken.clone()
+            taken[torch.from_numpy(hit)] = self.others.take(place[hit])
+        return taken
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """`first`, then `second`."""
+
+    first: Images
+    second: Images
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def take(self, rows: np.ndarray[Any, Any]) -> Tensor:
+        import torch
+
+        rows = np.asarray(rows)
+        late = rows >= len(self.first)
+        if not late.any():
+            return self.first.take(rows)
+        added = self.second.take(rows[late] - len(self.first))
+        if late.all():
+            return added
+        early = self.first.take(rows[~late])
+        taken = torch.empty((len(rows), *early.shape[1:]), dtype=early.dtype)
+        taken[torch.from_numpy(~late)], taken[torch.from_numpy(late)] = early, added
+        return taken
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from advplug.contracts import (
     Gradient,
     Minimise,
     Norm,
+    PoisonCaps,
     Targeted,
     Untargeted,
 )
@@ -42,7 +43,7 @@ def judge(
     caps: AttackCaps = attack.caps
     refused = (
         _judge_threat(victim, attack, norm, goal, info)
-        or _judge_training_set(victim, caps, info)
+        or _judge_training_set(victim, caps.access, info)
         or judge_victim(victim, info)
         or _judge_gradient(victim, attack)
     )
@@ -97,6 +98,36 @@ def _judge_counts(attack: Bound, caps: AttackCaps, info: DatasetInfo) -> Refused
     return None
 
 
+def judge_poison(victim: VictimPlan, attack: Bound, info: DatasetInfo) -> Refused | None:
+    """Why this training set cannot be attacked so, or the victim cannot be judged."""
+    caps: PoisonCaps = attack.caps
+    return (
+        judge_victim(victim, info)
+        or _judge_training_set(victim, caps.access, info)
+        or _judge_poison(victim, attack, info)
+    )
+
+
+def _judge_poison(victim: VictimPlan, attack: Bound, info: DatasetInfo) -> Refused | None:
+    caps: PoisonCaps = attack.caps
+    if victim.model.caps.task == RETRIEVAL or not info.classes:
+        return Refused(
+            f"{attack.label} is judged by classes, {victim.model.label} answers with captions", "use task=zero-shot"
+        )
+    if victim.model.caps.modality not in caps.modalities:
+        kinds = {"image": "classifiers", IMAGE_TEXT: "models of images and texts"}
+        known = " and ".join(kinds[m] for m in sorted(caps.modalities))
+        return Refused(
+            f"{attack.label} poisons the data of {known}, {victim.model.label} is none of them", "use ba or tdpa"
+        )
+    if caps.channels is not None and info.channels not in caps.channels:
+        known = " or ".join(map(str, caps.channels))
+        return Refused(f"{attack.label} works on images of {known} channels, these have {info.channels}")
+    if len(info.classes) < caps.min_classes:
+        return Refused(f"{attack.label} needs at least {caps.min_classes} classes, the dataset has {len(info.classes)}")
+    return None
+
+
 def judge_victim(victim: VictimPlan, info: DatasetInfo) -> Refused | None:
     """Why there can be no such victim, whatever attacks it."""
     return _judge_model(victim, info) or _judge_stack(victim, info)
@@ -124,8 +155,8 @@ def _judge_model(victim: VictimPlan, info: DatasetInfo) -> Refused | None:
     return None
 
 
-def _judge_training_set(victim: VictimPlan, caps: AttackCaps, info: DatasetInfo) -> Refused | None:
-    if caps.access is Access.TRAINING_SET and victim.model.value.schedule(info) is None:
+def _judge_training_set(victim: VictimPlan, access: Access, info: DatasetInfo) -> Refused | None:
+    if access is Access.TRAINING_SET and victim.model.value.schedule(info) is None:
         return Refused(
             f"a training-set attack needs a model that is trained, {victim.model.label} is only loaded",
             "use a model by name, without weights",

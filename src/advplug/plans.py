@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -54,12 +54,17 @@ def bind_stack(registry: Registry, stack: Stack) -> tuple[Bound, ...]:
 
 @dataclass(frozen=True)
 class VictimPlan:
-    """A dataset, a model for it, and the defenses around it, with the seed it is trained under."""
+    """A dataset, a model for it, and the defenses around it, with the seed it is trained under.
+
+    `poison` is what happens to its training set before, made with the victims in `needs`, by name.
+    """
 
     dataset: Bound
     model: Bound
     defense: tuple[Bound, ...]
     seed: int
+    poison: Bound | None = None
+    needs: tuple[tuple[str, VictimPlan], ...] = ()
 
     @property
     def defense_label(self) -> str:
@@ -80,7 +85,10 @@ class VictimPlan:
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
+        poison = self.poison
+        made = None if poison is None else {**poison.recipe, "needs": {name: p.recipe for name, p in self.needs}}
         return {
+            **({} if made is None else {"poison": made}),
             "dataset": {**self.dataset.recipe, "fingerprint": self.dataset.value.fingerprint()},
             "model": {**self.model.recipe, "identity": plain(self.model.value.identity())},
             "defense": [d.recipe for d in self.defense],
@@ -93,4 +101,10 @@ class VictimPlan:
 
     @cached_property
     def baseline(self) -> VictimPlan:
+        """The same without a defense."""
+        return replace(self, defense=())
+
+    @cached_property
+    def clean(self) -> VictimPlan:
+        """The same without a defense and without poison."""
         return VictimPlan(self.dataset, self.model, (), self.seed)

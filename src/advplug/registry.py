@@ -19,12 +19,12 @@ from advplug.errors import PluginError, UnknownNameError, UsageError, did_you_me
 from advplug.params import ParamSpec, bind, params_of, plain
 from advplug.parse import Reference, VictimRef, is_name
 
-CAPS = {
-    "attack": contracts.AttackCaps,
-    "defense": contracts.DefenseCaps,
-    "model": contracts.ModelCaps,
-    "dataset": contracts.DatasetCaps,
-    "metric": contracts.MetricCaps,
+CAPS: dict[str, tuple[type[contracts.Caps], ...]] = {
+    "attack": (contracts.AttackCaps, contracts.PoisonCaps),
+    "defense": (contracts.DefenseCaps,),
+    "model": (contracts.ModelCaps,),
+    "dataset": (contracts.DatasetCaps,),
+    "metric": (contracts.MetricCaps,),
 }
 
 RESERVED = frozenset({"none", "model"})  # the empty stack; the attacked model inside a reference
@@ -245,7 +245,7 @@ def _entries(plugin: Any, source: Source) -> list[Entry]:
 
 def _checked(spec: Any, kind: str, hook: str) -> contracts.Spec:
     if not isinstance(spec, contracts.Spec) or not isinstance(spec.caps, CAPS[kind]):
-        raise PluginError(f"{hook} must return Spec values with {CAPS[kind].__name__}")
+        raise PluginError(f"{hook} must return Spec values with {' or '.join(c.__name__ for c in CAPS[kind])}")
     if not is_name(spec.name) or spec.name in RESERVED:
         raise PluginError(f"{hook}: '{spec.name}' is no name; letters, digits and '. _ -' make one")
     module, _, attribute = str(spec.target).partition(":")

@@ -152,6 +152,37 @@ class Certificate:
 
 
 @dataclass(frozen=True)
+class Poisoning:
+    """One victim whose training set was attacked.
+
+    `metrics` are clean_accuracy, attack_success_rate (triggered images whose true class is not the one wanted),
+    triggered_accuracy (on true classes), poison_success_rate (of the targets), and what the same model trained on
+    clean data does on the same images: clean_model_accuracy, clean_model_success_rate,
+    clean_model_poison_success_rate. `differences` are paired, to the undefended model. `poisons` of `training_images`
+    were added or changed.
+    """
+
+    key: str
+    dataset: str
+    model: str
+    defense: str
+    attack: str
+    seed: int
+    status: Status
+    reason: str | None = None
+    metrics: dict[str, Estimate | None] = field(default_factory=dict)
+    differences: dict[str, Estimate | None] = field(default_factory=dict)
+    poisons: int | None = None
+    training_images: int | None = None
+    verdict: Verdict | None = None
+    flags: tuple[Flag, ...] = ()
+    draws: int | None = None
+    seconds: Seconds | None = None
+    notes: tuple[str, ...] = ()
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class RunInfo:
     """What produced the result."""
 
@@ -164,12 +195,16 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class RunResult:
-    """All cells of a run, their threat groups and certificates. `schema` is the version of this layout."""
+    """All cells of a run, their threat groups, certificates and attacks on training data.
+
+    `schema` is the version of this layout.
+    """
 
     run: RunInfo
     cells: tuple[Cell, ...]
     threats: tuple[ThreatRow, ...]
     certificates: tuple[Certificate, ...] = ()
+    poisonings: tuple[Poisoning, ...] = ()
     schema: int = SCHEMA
 
     def to_json(self) -> dict[str, Any]:
@@ -178,33 +213,38 @@ class RunResult:
         return {"schema": data.pop("schema"), **data}
 
     @property
-    def failed(self) -> tuple[Cell | Certificate, ...]:
-        done: list[Cell | Certificate] = [*self.cells, *self.certificates]
-        return tuple(c for c in done if c.status == "failed")
+    def done(self) -> tuple[Cell | Certificate | Poisoning, ...]:
+        """Whatever has a status."""
+        return (*self.cells, *self.certificates, *self.poisonings)
+
+    @property
+    def failed(self) -> tuple[Cell | Certificate | Poisoning, ...]:
+        return tuple(c for c in self.done if c.status == "failed")
 
 
 def cell_from_json(data: dict[str, Any]) -> Cell:
     """The inverse of `Cell`'s JSON form. Raises pydantic.ValidationError for anything else."""
-    return _cells().validate_python(data)
+    made: Cell = _adapter(Cell).validate_python(data)
+    return made
 
 
 def certificate_from_json(data: dict[str, Any]) -> Certificate:
     """The inverse of `Certificate`'s JSON form. Raises pydantic.ValidationError for anything else."""
-    return _certificates().validate_python(data)
+    made: Certificate = _adapter(Certificate).validate_python(data)
+    return made
+
+
+def poisoning_from_json(data: dict[str, Any]) -> Poisoning:
+    """The inverse of `Poisoning`'s JSON form. Raises pydantic.ValidationError for anything else."""
+    made: Poisoning = _adapter(Poisoning).validate_python(data)
+    return made
 
 
 @functools.cache
-def _certificates() -> TypeAdapter[Certificate]:
+def _adapter(kind: type) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter
 
-    return TypeAdapter(Certificate)
-
-
-@functools.cache
-def _cells() -> TypeAdapter[Cell]:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(Cell)
+    return TypeAdapter(kind)
 
 
 def json_schema() -> dict[str, Any]:

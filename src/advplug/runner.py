@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import math
 import os
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -19,27 +17,28 @@ from torch import Tensor
 
 from advplug import audit as audits
 from advplug.artifacts import Artifacts
-from advplug.assemble import Stored, finding, group_key, identity
-from advplug.attacks.precision import chosen
+from advplug.assemble import finding, group_key, identity
 from advplug.build import Builder, Built
 from advplug.certificates import CertificatePlan, Proofs, measured
 from advplug.certify import prove
 from advplug.crafted import CraftedWriter, has_crafted, read_crafted
 from advplug.decisions import Batching, Clean, clean_decisions
 from advplug.errors import AdvplugError, CellFailure, UsageError
-from advplug.estimate import Estimate
-from advplug.evidence import Array, Evidence, ranges
-from advplug.health import Audit, Group, examine
+from advplug.evidence import Evidence
+from advplug.health import Group, examine
 from advplug.inspection import is_batch_dependent
 from advplug.matrix import Sweep
 from advplug.params import plain
 from advplug.perturbations import LP
 from advplug.pipeline import SweepResult, run_sweep
 from advplug.plans import VictimPlan
+from advplug.poisoned import judge
+from advplug.poisonings import PoisonEvidence, PoisonPlan
+from advplug.poisonings import measured as poison_metrics
+from advplug.recorded import checked_values, finite, provenance
 from advplug.registry import Registry
-from advplug.results import Cell, Certificate, Passes, Seconds, Status
+from advplug.results import Cell, Certificate, Passes, Poisoning, Seconds, Status
 from advplug.store import Store
-from advplug.versions import versions
 
 VICTIMS_KEPT = 3
 """Built victims held in memory: the baseline, the one at work, and one that an attack needs."""
@@ -83,6 +82,7 @@ class Runner:
     progress: Progress = field(default_factory=Silent)
     usage_errors: list[str] = field(default_factory=list)
     certificates: Sequence[CertificatePlan] = ()
+    poisonings: Sequence[PoisonPlan] = ()
 
     def __post_init__(self) -> None:
         self.batching = Batching(self.options.batch_size)
@@ -115,6 +115,8 @@ class Runner:
                 if plan.victim.key == sweeps[0].victim.key:
                     self._certify(plan)
         self._drop_crafted()
+        for poisoning in self.poisonings:
+            self._poison(poisoning)
 
     # --- one sweep ---
 
@@ -187,7 +189,8 @@ class Runner:
         return self._victims[plan.key]
 
     def _limit(self, plan: VictimPlan) -> int | None:
-        return next(s.limit for s in self.sweeps if s.victim.dataset.label == plan.dataset.label)
+        asked: list[Sweep | PoisonPlan] = [*self.sweeps, *self.poisonings]
+        return next(s.limit for s in asked if s.victim.dataset.label == plan.dataset.label)
 
     # --- static attacks: images crafted on the undefended baseline ---
 
@@ -240,7 +243,7 @@ class Runner:
             passes=Passes(timing.forward, timing.backward, timing.model),
             seconds=Seconds(built.seconds_train, built.seconds_defend, timing.attack, timing.decide),
             notes=(*sweep.notes, *built.notes, *result.notes, *notes),
-            provenance={**_provenance(sweep.victim, built, evidence.index), "attack": plain(sweep.attack.recipe)},
+            provenance={**provenance(sweep.victim, built, evidence.index), "attack": plain(sweep.attack.recipe)},
         )
         return cell, evidence
 
@@ -287,11 +290,54 @@ class Runner:
             passes=Passes(proven.passes, 0, proven.passes),
             seconds=time.perf_counter() - clock,
             notes=(*built.notes, *self.batching.notes[before:]),
-            provenance=_provenance(plan.victim, built, proven.proofs.index),
+            provenance=provenance(plan.victim, built, proven.proofs.index),
             **plan.identity(),
             **measured(proven.proofs),
         )
         return made, proven.proofs
+
+    # --- attacks on training data ---
+
+    def _poison(self, plan: PoisonPlan) -> None:
+        """Judges what is not judged yet; a failure is stored with its reason."""
+        found = self.store.poisoning(plan.key)
+        if found is not None and found[0].status == "ok":
+            return
+        named, evidence = plan.identity(), None
+        try:
+            if plan.refused is not None:
+                made = Poisoning(plan.key, status="refused", reason=str(plan.refused), **named)
+            else:
+                made, evidence = self._poisoned(plan)
+        except AdvplugError as error:
+            if isinstance(error, UsageError):
+                self.usage_errors.append(str(error))
+            self.progress.note(f"failed: {plan.attack.label} on {plan.victim.model.label}: {error}")
+            made = Poisoning(plan.key, status="failed", reason=str(error), **named)
+        self.store.put_poisoning(made, evidence.to_bytes() if evidence else None)
+
+    def _poisoned(self, plan: PoisonPlan) -> tuple[Poisoning, PoisonEvidence]:
+        clean = self.victim(plan.victim.clean)[0].victim
+        built, _ = self.victim(plan.victim)
+        self.progress.stage(f"{plan.attack.label}: judging {plan.victim.model.label} | {plan.victim.defense_label}", 0)
+        clock, before = time.perf_counter(), len(self.batching.notes)
+        evidence = judge(built, clean, self._builder.dataset(plan.victim.dataset).test, self.batching)
+        assert built.poisoned is not None
+        spent = Seconds(built.seconds_train, built.seconds_defend, 0.0, time.perf_counter() - clock)
+        told = {"poison": plain(built.poisoned.facts), "reaches": finite(evidence.reaches)}
+        made = Poisoning(
+            plan.key,
+            status="ok",
+            metrics=poison_metrics(evidence),
+            poisons=evidence.poisons,
+            training_images=evidence.rows,
+            draws=evidence.clean.shape[1],
+            seconds=spent,
+            notes=(*built.notes, *self.batching.notes[before:]),
+            provenance=provenance(plan.victim, built, evidence.index) | told,
+            **plan.identity(),
+        )
+        return made, evidence
 
     # --- audits ---
 
@@ -327,42 +373,3 @@ class Runner:
         self.store.put_audit(key, audits.to_bytes(probes))
         if built.batch_dependent is not None:
             self.store.put_audit(f"batch:{sweep.victim.key}", b"1" if built.batch_dependent else b"0")
-
-
-def checked_values(values: Mapping[str, Any]) -> dict[str, Estimate | None]:
-    """A metric's values, which a plugin may have got wrong. Raises ValueError for what no result can hold."""
-    for name, value in values.items():
-        numbers = (value.value, value.low, value.high, value.spread) if isinstance(value, Estimate) else ()
-        plain_numbers = all(n is None or (isinstance(n, float | int) and math.isfinite(n)) for n in numbers)
-        if value is not None and not (numbers and plain_numbers and isinstance(value.n, int)):
-            raise ValueError(f"{name} is {value!r}, not None or an Estimate of finite numbers")
-    return dict(values)
-
-
-def stored(store: Store, level: str) -> Stored:
-    """How to read `store`; a full audit also answers for a quick one."""
-
-    def audit(key: str) -> Audit | None:
-        data = (level != "none" or None) and (store.audit(f"full:{key}") or store.audit(f"quick:{key}"))
-        return audits.from_bytes(data) if data else None
-
-    def batch_dependent(key: str) -> bool | None:
-        data = store.audit(f"batch:{key}") if level != "none" else None
-        return None if data is None else data == b"1"
-
-    def certificate(key: str) -> tuple[Certificate, Proofs | None] | None:
-        found = store.certificate(key)
-        return (found[0], Proofs.from_bytes(found[1]) if found[1] else None) if found else None
-
-    return Stored(store.cell, store.evidence, audit, batch_dependent, certificate)
-
-
-def _provenance(plan: VictimPlan, built: Built, index: Array) -> dict[str, Any]:
-    indices = hashlib.sha256(index.astype("<i8").tobytes()).hexdigest()
-    return {
-        **plain(plan.recipe),
-        "images": {"n": len(index), "indices": ranges(index), "indices_sha256": indices},
-        "weights_sha256": built.weights_sha256,
-        "facts": plain(built.facts),
-        "computed": {"device": str(built.victim.device), "passes": chosen(built.victim.module), "versions": versions()},
-    }

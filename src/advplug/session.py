@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import TYPE_CHECKING, Literal
 
 from advplug.budgets import parse_budget
 from advplug.certificates import CertificatePlan, planned
-from advplug.defaults import OUTPUT
+from advplug.defaults import CRAFTED_BY, OUTPUT
 from advplug.errors import UsageError
 from advplug.matrix import THREAT_KEYS, Axes, Sweep, expand
 from advplug.parse import Reference, parse_reference, parse_stack, parse_victim
 from advplug.plans import Bound, bind, bind_stack
+from advplug.poisonings import PoisonPlan, is_poison
+from advplug.poisonings import planned as planned_poisons
 from advplug.registry import Registry, registry
-from advplug.results import Cell, Certificate, RunInfo, RunResult
+from advplug.results import RunInfo, RunResult
 from advplug.versions import versions
 
 if TYPE_CHECKING:
@@ -48,16 +51,34 @@ class Request:
 
 def plan(request: Request) -> list[Sweep]:
     """The sweeps of the request, without torch. Raises UsageError for anything that cannot be asked for."""
+    axes, attacks = _asked(request)
+    known = registry()
+    evasion = tuple(a for a in attacks if not is_poison(known, a))
+    if attacks and not evasion:
+        return []
+    return expand(replace(axes, attacks=evasion), known)
+
+
+def poisonings(request: Request) -> list[PoisonPlan]:
+    """The attacks on training data among those of the request. Raises UsageError."""
+    axes, attacks = _asked(request)
+    known = registry()
+    return planned_poisons(axes, [a for a in attacks if is_poison(known, a)], known)
+
+
+def _asked(request: Request) -> tuple[Axes, tuple[Reference, ...]]:
+    """The axes and the attacks as written."""
     _demand_valid(request)
     known = registry()
+    attacks = tuple(parse_reference(a) for a in request.attacks)
     axes = _axes(
         request,
         known,
         models=tuple(_bound(known, "model", m) for m in request.models),
         defenses=tuple(bind_stack(known, parse_stack(d)) for d in request.defenses or ("none",)),
-        attacks=tuple(parse_reference(a) for a in request.attacks),
+        attacks=attacks,
     )
-    return expand(axes, known)
+    return axes, attacks
 
 
 def plan_transfer(request: Request, attack: str) -> list[Sweep]:
@@ -72,6 +93,8 @@ def plan_transfer(request: Request, attack: str) -> list[Sweep]:
     if request.defenses:
         raise UsageError("write a defense with its model here, like -m resnet18+prune")
     inner = parse_reference(attack)
+    if is_poison(registry(), inner):
+        raise UsageError(f"{inner} poisons training data and crafts no images; use an attack such as {CRAFTED_BY}")
     threat = tuple((k, v) for k, v in inner.params if k in THREAT_KEYS)
     crafted = str(inner.without(*THREAT_KEYS))
     sources = tuple(Reference("transfer", (("from", name), ("attack", crafted), *threat)) for name in victims)
@@ -127,7 +150,12 @@ def certificates(request: Request, sweeps: list[Sweep]) -> list[CertificatePlan]
     return planned(sweeps) if request.certify else []
 
 
-def execute(request: Request, sweeps: list[Sweep], progress: Progress | None = None) -> RunResult:
+def execute(
+    request: Request,
+    sweeps: list[Sweep],
+    progress: Progress | None = None,
+    poisons: Sequence[PoisonPlan] = (),
+) -> RunResult:
     """Runs what is missing and returns the result of all cells, with the certificates of victims that have some.
 
     Raises UsageError where nothing could be computed because of what was asked for; what is refused or failed
@@ -135,7 +163,8 @@ def execute(request: Request, sweeps: list[Sweep], progress: Progress | None = N
     """
     from advplug.allocator import keep_freed_memory
     from advplug.assemble import assemble
-    from advplug.runner import Options, Runner, Silent, stored
+    from advplug.recorded import stored
+    from advplug.runner import Options, Runner, Silent
     from advplug.store import Store
 
     keep_freed_memory()
@@ -144,14 +173,13 @@ def execute(request: Request, sweeps: list[Sweep], progress: Progress | None = N
         folder = request.output or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="advplug-")))
         store = stack.enter_context(Store(folder, request.fresh))
         due = certificates(request, sweeps)
-        runner = Runner(sweeps, store, registry(), options, progress or Silent(), certificates=due)
+        runner = Runner(sweeps, store, registry(), options, progress or Silent(), certificates=due, poisonings=poisons)
         runner.run()
         output = None if request.output is None else str(folder)
         info = RunInfo(versions(), request.seed, runner.device, request.command, output)
-        result = assemble(sweeps, stored(store, request.audit), info, due)
+        result = assemble(sweeps, stored(store, request.audit), info, due, poisons)
         store.put_verdicts(result.threats)
-    done: list[Cell | Certificate] = [*result.cells, *result.certificates]
-    impossible = runner.usage_errors or [str(c.reason) for c in done if c.status == "refused"]
-    if impossible and all(c.status == "refused" or c.reason in runner.usage_errors for c in done):
+    impossible = runner.usage_errors or [str(c.reason) for c in result.done if c.status == "refused"]
+    if impossible and all(c.status == "refused" or c.reason in runner.usage_errors for c in result.done):
         raise UsageError(impossible[0])
     return result

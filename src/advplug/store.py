@@ -17,7 +17,15 @@ from filelock import FileLock, Timeout
 from advplug.errors import AdvplugError, UsageError
 from advplug.evidence import Evidence
 from advplug.keys import digest
-from advplug.results import Cell, Certificate, ThreatRow, cell_from_json, certificate_from_json
+from advplug.results import (
+    Cell,
+    Certificate,
+    Poisoning,
+    ThreatRow,
+    cell_from_json,
+    certificate_from_json,
+    poisoning_from_json,
+)
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS cell (
@@ -34,8 +42,8 @@ _PUT = (
     "ON CONFLICT (key) DO UPDATE SET status=excluded.status, cell=excluded.cell, "
     "evidence=excluded.evidence, finished=excluded.finished WHERE cell.status != 'ok' OR ?"
 )
-_CERTIFICATE = "certificate"
-"""What stands in the place of a sweep's key in the row of a certificate."""
+_CERTIFICATE, _POISONING = "certificate", "poisoning"
+"""What stands in the place of a sweep's key in the row of a certificate, or of an attack on training data."""
 THREAT = ("dataset", "model", "defense", "norm", "eps", "goal", "seed")
 """The columns that name a (victim, threat) group."""
 LAYOUT = 1
@@ -123,7 +131,14 @@ class Store:
 
     def put_certificate(self, made: Certificate, proofs: bytes | None) -> None:
         """Writes a certificate at once; one that is `ok` already stays as it is."""
-        row = (made.key, _CERTIFICATE, made.status, json.dumps(asdict(made), allow_nan=False), proofs)
+        self._put_row(_CERTIFICATE, made, proofs)
+
+    def put_poisoning(self, made: Poisoning, evidence: bytes | None) -> None:
+        """Writes what came of an attack on training data, likewise."""
+        self._put_row(_POISONING, made, evidence)
+
+    def _put_row(self, kind: str, made: Certificate | Poisoning, evidence: bytes | None) -> None:
+        row = (made.key, kind, made.status, json.dumps(asdict(made), allow_nan=False), evidence)
         with self._transaction():
             self._db.execute(_PUT, (*row, False))
 
@@ -135,6 +150,11 @@ class Store:
         """The certificate of that key, and what was proven of each image."""
         row = self._row("SELECT cell, evidence FROM cell WHERE key=?", key)
         return (certificate_from_json(json.loads(row[0])), row[1]) if row else None
+
+    def poisoning(self, key: str) -> tuple[Poisoning, bytes | None] | None:
+        """What came of the attack on training data of that key, and what was observed."""
+        row = self._row("SELECT cell, evidence FROM cell WHERE key=?", key)
+        return (poisoning_from_json(json.loads(row[0])), row[1]) if row else None
 
     def evidence(self, key: str) -> Evidence | None:
         row = self._row("SELECT evidence FROM cell WHERE key=?", key)
@@ -192,9 +212,12 @@ def contents(folder: Path) -> list[tuple[Cell, Evidence]]:
         raise UsageError(f"{folder} holds no results.sqlite; give the folder of a run, the one named with -o")
     uri = f"{path.absolute().as_uri()}?mode=rw"
     with explained(folder), contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
-        query = "SELECT cell, evidence FROM cell WHERE status='ok' AND evidence IS NOT NULL AND sweep!=? ORDER BY rowid"
+        query = (
+            "SELECT cell, evidence FROM cell "
+            "WHERE status='ok' AND evidence IS NOT NULL AND sweep NOT IN (?, ?) ORDER BY rowid"
+        )
         made = db.execute("SELECT 1 FROM sqlite_master WHERE name='cell'").fetchone()
-        rows = db.execute(query, (_CERTIFICATE,)).fetchall() if made else []
+        rows = db.execute(query, (_CERTIFICATE, _POISONING)).fetchall() if made else []
     return [(cell_from_json(json.loads(cell)), Evidence.from_bytes(evidence)) for cell, evidence in rows]
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import io
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from advplug.certificates import CertificatePlan
 from advplug.estimate import Estimate
 from advplug.health import CHECKS
-from advplug.matrix import Sweep
+from advplug.poisonings import CHECKS as POISON_CHECKS
 from advplug.registry import registry
-from advplug.results import Cell, Certificate, CertifiedAccuracy, Flag, RunResult, ThreatRow
+from advplug.results import Cell, Certificate, CertifiedAccuracy, Flag, Poisoning, RunResult, ThreatRow
 
 Row = Sequence[str]
 
@@ -58,7 +56,8 @@ def _cosine(name: str, beside: str = "", interval: bool = False) -> Callable[[Ce
 
 def render(result: RunResult) -> str:
     """The whole result as text; columns that say the same in every row are written above the table."""
-    parts = [_cells(result.cells), _threats(result.threats), _certificates(result.certificates), *remarks(result)]
+    tables = [_cells(result.cells), _threats(result.threats), _certificates(result.certificates)]
+    parts = [*tables, _poisonings(result.poisonings), *remarks(result)]
     return "\n\n".join(p for p in parts if p)
 
 
@@ -141,6 +140,28 @@ def _certificates(certificates: Sequence[Certificate]) -> str:
     return _table("Certificates", columns, rows, constant=shared)
 
 
+def _poisonings(poisonings: Sequence[Poisoning]) -> str:
+    def metric(name: str, interval: bool = False) -> Callable[[Poisoning], str]:
+        return lambda p: percent(p.metrics.get(name), interval)
+
+    columns: dict[str, Callable[[Poisoning], str]] = {
+        "dataset": lambda p: p.dataset,
+        "model": lambda p: p.model,
+        "attack": lambda p: p.attack,
+        "defense": lambda p: p.defense,
+        "poisons": lambda p: "-" if p.poisons is None else f"{p.poisons} of {p.training_images}",
+        "clean %": metric("clean_accuracy"),
+        "triggered as wanted % [95 %]": metric("attack_success_rate", True),
+        "by the clean model %": metric("clean_model_success_rate"),
+        "triggered, still right %": metric("triggered_accuracy"),
+        "targets as wanted % [95 %]": metric("poison_success_rate", True),
+        "targets by the clean model %": metric("clean_model_poison_success_rate"),
+        "verdict": lambda p: p.verdict or p.status,
+    }
+    shared = ("dataset", "model", "attack", "poisons")
+    return _table("Attacks on the training data", columns, poisonings, constant=shared)
+
+
 def _table(title: str, columns: Mapping[str, Callable[..., str]], items: Sequence[object], constant: Row) -> str:
     """A table of `items`; columns named in `constant` that never vary move into the title."""
     if not items:
@@ -194,7 +215,10 @@ def remarks(result: RunResult) -> list[str]:
         lines += _spread(cell)
     for certificate in result.certificates:
         lines += _certificate_remarks(certificate)
+    for poisoning in result.poisonings:
+        lines += _poisoning_remarks(poisoning)
     lines += _facts(result.cells)
+    lines += _facts(result.poisonings)
     flags: dict[Flag, list[str]] = {}
     for threat in result.threats:
         for flag in threat.flags:
@@ -244,11 +268,36 @@ def _certificate_remarks(made: Certificate) -> list[str]:
     return lines
 
 
+def _poisoning_remarks(made: Poisoning) -> list[str]:
+    what = f"{made.attack} on {made.model} ({made.defense})"
+    if made.status != "ok":
+        return [f"{made.status}: {what}: {made.reason}"]
+    lines = [f"note: {what}: {note}" for note in made.notes]
+    for name, facts in made.provenance.get("facts", {}).items():
+        lines += [f"{name} on {made.model}: {text}" for text in _chosen(facts.get("rounds", ()))]
+    for flag in made.flags:
+        lines.append(f"{flag.level}: {flag.name}: {what}: {flag.detail}; {POISON_CHECKS[flag.name].advice}")
+    if made.verdict == "upper bound":
+        lines.append(f"upper bound: {what}: the poison was made without knowing the defense")
+    return lines
+
+
+def _chosen(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a training trusted, in its first round and in its last."""
+    if not rounds:
+        return []
+    ends = [rounds[0], rounds[-1]] if len(rounds) > 1 else [rounds[0]]
+    return [
+        f"trusted {r['trusted']:,} images in round {number}, {r['poisons']} of them poisons"
+        for number, r in zip((1, len(rounds)), ends, strict=False)
+    ]
+
+
 def _above(certified: Estimate | None, left: Estimate | None) -> bool:
     return certified is not None and left is not None and certified.value > left.value
 
 
-def _facts(cells: Sequence[Cell]) -> list[str]:
+def _facts(cells: Sequence[Cell | Poisoning]) -> list[str]:
     lines = []
     for cell in cells:
         for defense, facts in cell.provenance.get("facts", {}).items():
@@ -256,68 +305,3 @@ def _facts(cells: Sequence[Cell]) -> list[str]:
                              for k, v in facts.items() if isinstance(v, int | float | str))  # fmt: skip
             lines.append(f"{defense} on {cell.model}: {told}")
     return lines
-
-
-def plan_rows(sweeps: Sequence[Sweep], done: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The cells of a matrix, each with what is stored of it: to do, done, again (it failed) or refused."""
-    rows = []
-    for sweep in sweeps:
-        for eps in sweep.budgets:
-            rows.append(
-                {
-                    "key": sweep.cell_key(eps),
-                    "dataset": sweep.victim.dataset.label,
-                    "model": sweep.victim.model.label,
-                    "defense": sweep.victim.defense_label,
-                    "attack": sweep.attack.label,
-                    "norm": sweep.norm,
-                    "eps": str(eps),
-                    "images": sweep.limit,
-                    "state": _state(sweep.refused is not None, done.get(sweep.cell_key(eps), "")),
-                    "reason": str(sweep.refused) if sweep.refused else None,
-                    "notes": list(sweep.notes),
-                }
-            )
-    return rows
-
-
-def proof_rows(proofs: Sequence[CertificatePlan], done: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The certificates that are due, like `plan_rows`; `radii` are empty where the defense has its own."""
-    return [
-        {
-            "key": plan.key,
-            **plan.identity(),
-            "radii": [str(radius) for radius in plan.radii],
-            "images": plan.limit,
-            "state": _state(plan.refused is not None, done.get(plan.key, "")),
-            "reason": str(plan.refused) if plan.refused else None,
-            "notes": list(plan.notes),
-        }
-        for plan in proofs
-    ]
-
-
-def _state(refused: bool, stored: str) -> str:
-    return "refused" if refused else {"ok": "done", "failed": "again"}.get(stored, "to do")
-
-
-def plan_json(sweeps: Sequence[Sweep], done: Mapping[str, str], proofs: Sequence[CertificatePlan] = ()) -> str:
-    return json.dumps({"cells": plan_rows(sweeps, done), "certificates": proof_rows(proofs, done)}, indent=2)
-
-
-def render_plan(sweeps: Sequence[Sweep], done: Mapping[str, str], proofs: Sequence[CertificatePlan] = ()) -> str:
-    """The cells of a matrix with what is stored of them, and why some are refused."""
-    certificates = [
-        {**row, "attack": "(certificate)", "eps": ", ".join(row["radii"]) or "-"} for row in proof_rows(proofs, done)
-    ]
-    rows = [*plan_rows(sweeps, done), *certificates]
-    remarks = []
-    for row in rows:
-        if row["reason"]:
-            remarks.append(f"refused: {row['attack']} on {row['model']} ({row['defense']}): {row['reason']}")
-        remarks += [f"note: {row['attack']}: {note}" for note in row["notes"]]
-    header = ["dataset", "model", "defense", "attack", "norm", "eps", "images", "state"]
-    count = sum(row["state"] in ("to do", "again") for row in rows)
-    text = [["all" if row[h] is None else str(row[h]) for h in header] for row in rows]
-    table = grid(f"{len(rows)} cells, {count} to compute", header, text)
-    return "\n\n".join([table, *(["\n".join(dict.fromkeys(remarks))] if remarks else [])])

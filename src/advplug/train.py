@@ -29,7 +29,8 @@ WARM_UP = 0.25
 class Training:
     """What a stage needs to train: data, the schedule to use unless it has its own, device and randomness.
 
-    `test` are the images that the model will be judged on, to be compared with the data and nothing else.
+    `test` are the images that the model will be judged on, to be compared with the data and nothing else. `clean` is
+    the training set before anyone poisoned it, for defenders who own clean data: they take a part and say how much.
     """
 
     data: Split
@@ -39,6 +40,7 @@ class Training:
     stream: Stream
     progress: Progress | None = None
     test: Split | None = None
+    clean: Split | None = None
     fits: int = field(default=0, init=False)
 
     def fit(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from advplug.contracts.threats import Norm
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
 
     from advplug.data import Split
@@ -33,6 +34,25 @@ class TrainingData:
 
 
 @dataclass(frozen=True)
+class Sifted:
+    """Which of the training images are kept, (N,) bool, with facts."""
+
+    kept: np.ndarray[Any, Any]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sift:
+    """A data stage that looks at the training set through a model, and leaves out what it suspects.
+
+    `apply` (trained, training): `trained()` gives the model as it becomes on the data so far, undefended, in evaluation
+    mode and on the device; it is trained once for all that ask. `DefenseCaps.stages` calls it data.
+    """
+
+    apply: Callable[[Callable[[], nn.Module], Training], Sifted]
+
+
+@dataclass(frozen=True)
 class Objective:
     """A training loss in place of cross-entropy: (model, x, y, stream) to a scalar tensor.
 
@@ -49,12 +69,14 @@ class Tuned:
 
     `structure` are integer tensors from which `Tune.rebuild` gives an untuned model the tuned one's
     shapes; `facts` are JSON-ready figures to report (parameter counts). Sentences in a list of facts called
-    `warnings` are noted at every cell.
+    `warnings` are noted at every cell. `trusted` (rounds, N) bool says of a training that chooses among its images
+    which it took to be clean, round by round; the engine compares them with the poisons it knows of.
     """
 
     model: nn.Module
     structure: Mapping[str, Tensor] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    trusted: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -147,7 +169,7 @@ class Calibrated:
     wrap: Callable[[Mapping[str, Any]], Wrap]
 
 
-Stage: TypeAlias = TrainingData | Objective | Fit | Tune | Wrap | Calibrated
+Stage: TypeAlias = TrainingData | Sift | Objective | Fit | Tune | Wrap | Calibrated
 
 
 Defense: TypeAlias = tuple[Stage, ...]

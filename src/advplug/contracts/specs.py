@@ -48,6 +48,21 @@ class AttackCaps:
 
 
 @dataclass(frozen=True)
+class PoisonCaps:
+    """What an attack on training data can do, a `PoisonAttack`.
+
+    `modalities` are those of the models that it is for: `image` for classifiers, `image-text` for models trained on
+    captions. `channels` and `min_classes` as of `AttackCaps`. `clean_label`: labels and captions stay true.
+    """
+
+    modalities: frozenset[str] = frozenset({"image"})
+    clean_label: bool = False
+    min_classes: int = 2
+    channels: tuple[int, ...] | None = None
+    access: Access = Access.TRAINING_SET
+
+
+@dataclass(frozen=True)
 class DefenseCaps:
     """What a defense is made of: stages among data, objective, tune, wrap; and how gradients pass it.
 
@@ -96,7 +111,7 @@ class MetricCaps:
     shown: tuple[tuple[str, str], ...] = ()
 
 
-Caps: TypeAlias = AttackCaps | DefenseCaps | ModelCaps | DatasetCaps | MetricCaps
+Caps: TypeAlias = AttackCaps | PoisonCaps | DefenseCaps | ModelCaps | DatasetCaps | MetricCaps
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from advplug.estimate import rate
+from advplug.evidence import Array
 from advplug.health.facts import INAPPLICABLE, PASSED, UNCHECKED, Group, Outcome, inversion
 
 
@@ -13,8 +14,13 @@ def near_chance(group: Group) -> Outcome:
     if not group.findings:
         return UNCHECKED
     e = group.findings[0].evidence
-    largest = np.bincount(e.y).max() / e.n
-    clean = rate(float(e.clean.mean(axis=1).sum()), e.n)
+    return chance(e.y, e.clean)
+
+
+def chance(y: Array, right: Array) -> Outcome:
+    """Trips where `right` (n, d) is hardly more often than the largest class of `y` (n,) would be by itself."""
+    largest = np.bincount(y).max() / len(y)
+    clean = rate(float(right.mean(axis=1).sum()), len(y))
     assert clean is not None
     assert clean.low is not None
     if clean.low < largest + 0.2 * (1 - largest):

@@ -1,0 +1,108 @@
+"""The cells of a matrix before they are computed, as text and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from advplug.certificates import CertificatePlan
+from advplug.matrix import Sweep
+from advplug.poisonings import PoisonPlan
+from advplug.table import grid
+
+
+def plan_rows(sweeps: Sequence[Sweep], done: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The cells of a matrix, each with what is stored of it: to do, done, again (it failed) or refused."""
+    rows = []
+    for sweep in sweeps:
+        for eps in sweep.budgets:
+            rows.append(
+                {
+                    "key": sweep.cell_key(eps),
+                    "dataset": sweep.victim.dataset.label,
+                    "model": sweep.victim.model.label,
+                    "defense": sweep.victim.defense_label,
+                    "attack": sweep.attack.label,
+                    "norm": sweep.norm,
+                    "eps": str(eps),
+                    "images": sweep.limit,
+                    "state": _state(sweep.refused is not None, done.get(sweep.cell_key(eps), "")),
+                    "reason": str(sweep.refused) if sweep.refused else None,
+                    "notes": list(sweep.notes),
+                }
+            )
+    return rows
+
+
+def proof_rows(proofs: Sequence[CertificatePlan], done: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The certificates that are due, like `plan_rows`; `radii` are empty where the defense has its own."""
+    return [
+        {
+            "key": plan.key,
+            **plan.identity(),
+            "radii": [str(radius) for radius in plan.radii],
+            "images": plan.limit,
+            "state": _state(plan.refused is not None, done.get(plan.key, "")),
+            "reason": str(plan.refused) if plan.refused else None,
+            "notes": list(plan.notes),
+        }
+        for plan in proofs
+    ]
+
+
+def _state(refused: bool, stored: str) -> str:
+    return "refused" if refused else {"ok": "done", "failed": "again"}.get(stored, "to do")
+
+
+def poison_rows(plans: Sequence[PoisonPlan], done: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The attacks on training data, like `plan_rows`."""
+    return [
+        {
+            "key": plan.key,
+            **plan.identity(),
+            "images": plan.limit,
+            "state": _state(plan.refused is not None, done.get(plan.key, "")),
+            "reason": str(plan.refused) if plan.refused else None,
+            "notes": [],
+        }
+        for plan in plans
+    ]
+
+
+def plan_json(
+    sweeps: Sequence[Sweep],
+    done: Mapping[str, str],
+    proofs: Sequence[CertificatePlan] = (),
+    poisons: Sequence[PoisonPlan] = (),
+) -> str:
+    rows = {
+        "cells": plan_rows(sweeps, done),
+        "certificates": proof_rows(proofs, done),
+        "poisonings": poison_rows(poisons, done),
+    }
+    return json.dumps(rows, indent=2)
+
+
+def render_plan(
+    sweeps: Sequence[Sweep],
+    done: Mapping[str, str],
+    proofs: Sequence[CertificatePlan] = (),
+    poisons: Sequence[PoisonPlan] = (),
+) -> str:
+    """The cells of a matrix with what is stored of them, and why some are refused."""
+    certificates = [
+        {**row, "attack": "(certificate)", "eps": ", ".join(row["radii"]) or "-"} for row in proof_rows(proofs, done)
+    ]
+    attacked = [{**row, "norm": "-", "eps": "-"} for row in poison_rows(poisons, done)]
+    rows = [*plan_rows(sweeps, done), *certificates, *attacked]
+    remarks = []
+    for row in rows:
+        if row["reason"]:
+            remarks.append(f"refused: {row['attack']} on {row['model']} ({row['defense']}): {row['reason']}")
+        remarks += [f"note: {row['attack']}: {note}" for note in row["notes"]]
+    header = ["dataset", "model", "defense", "attack", "norm", "eps", "images", "state"]
+    count = sum(row["state"] in ("to do", "again") for row in rows)
+    text = [["all" if row[h] is None else str(row[h]) for h in header] for row in rows]
+    table = grid(f"{len(rows)} cells, {count} to compute", header, text)
+    return "\n\n".join([table, *(["\n".join(dict.fromkeys(remarks))] if remarks else [])])
