@@ -23,6 +23,8 @@ from advplug.poisonings import CHECKS, Look, PoisonEvidence, examined, measured
 from advplug.prepared import left_to_judge, poison, rounds, sift, triggered
 from advplug.registry import Source, load
 from advplug.rng import Stream
+from advplug.testing import check_attack
+from planting import breaches
 
 DIGITS, CNN = "digits:size=16", "cnn:epochs=4"
 SEEN: dict[str, Any] = {}
@@ -412,3 +414,53 @@ def test_five_targets_are_the_fewest_that_show_something(hits: int, flagged: boo
                  target=(y + 1)[:, None], target_reference=y)  # fmt: skip
     found, _ = examined(Look(e, e, False))
     assert ("attack-did-not-take" in [f.name for f in found]) is flagged
+
+
+# --- the conformance kit ---------------------------------------------------------------------------------
+
+
+def faulty(fault: str) -> Any:
+    def put(x: Tensor, index: Tensor) -> Tensor:
+        if fault == "writes":
+            x[:] = white(x, index)
+            return x
+        if fault == "nothing":
+            return x.clone()
+        if fault == "batch":
+            return (white(x, index) + x.mean()).clamp(0, 1)
+        return white(x, index) * (2 if fault == "range" else 1)
+
+    def wanted(y: Tensor) -> Tensor:
+        return torch.full_like(y, 7 if fault == "class" else 0)
+
+    def attack(data: Split, test: Split, info: DatasetInfo, rng: Stream) -> Poisoned:
+        if fault == "labels":
+            data.labels[0] = 1
+        seed = None if fault == "seed" else 0
+        rows = np.flatnonzero(data.labels != 0)[:10]
+        images = np.random.default_rng(seed).integers(0, 256, (10, *data.batch(rows).x.shape[1:]), dtype=np.uint8)
+        changed = data.changed(rows, images, None if fault == "true" else np.zeros(10, dtype=np.int64))
+        mask = np.zeros(len(data), dtype=bool)
+        mask[rows[: 5 if fault == "mask" else 10]] = True
+        return Poisoned(changed, mask, data.subset(np.flatnonzero(mask)), Trigger(put, wanted))
+
+    return attack
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("", ""), ("true", ""), ("writes", "writes into the images"), ("nothing", "changes nothing"),
+        ("batch", "rest of its batch"), ("range", "leave [0, 1]"), ("class", "classes there are not"),
+        ("seed", "other poisons"), ("mask", "not marked as poisons were changed"), ("labels", "writes into the labels"),
+    ],
+)  # fmt: skip
+def test_the_kit_finds_planted_faults(plant: Any, fault: str, told: str) -> None:
+    caps = contracts.PoisonCaps(clean_label=fault == "true")
+    found = breaches(check_attack, plant("attack", caps, lambda: faulty(fault)))
+    assert (told in found) if told else not found
+
+
+def test_the_kit_sees_labels_that_change(plant: Any) -> None:
+    name = plant("attack", contracts.PoisonCaps(clean_label=True), lambda: faulty(""))
+    assert "true labels" in breaches(check_attack, name)

@@ -92,13 +92,16 @@ def evaluate(no_baseline: bool, plot: Path | None, **given: Any) -> None:
         _run(plan, show, baseline=baseline, **given)
         return
     from advplug.plot import axis_of, draw, plot_path
+    from advplug.poison_plot import axis_of_poisons
+    from advplug.session import poisonings
 
     plot_path(plot)
     axes = []
 
     def plan_along(request: Any) -> list[Any]:
         sweeps = plan(request)
-        axes.append(axis_of(sweeps))
+        poisons = poisonings(request) if not sweeps else []
+        axes.append(axis_of_poisons(poisons) if poisons else axis_of(sweeps))
         return sweeps
 
     def show_and_draw(result: Any, as_json: bool, quiet: bool) -> None:

@@ -32,10 +32,14 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#
 
 @dataclass(frozen=True)
 class Axis:
-    """What the horizontal axis is: the budget where `values` is None, otherwise a number of each defense, by label."""
+    """What the horizontal axis is: the budget where `values` is None, otherwise a number of each defense, by label.
+
+    `panels` makes the panels of what is no accuracy under attack, from the result and the values.
+    """
 
     name: str
     values: Mapping[str, float] | None = None
+    panels: Callable[[RunResult, Mapping[str, float]], list[Panel]] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def axis_of(sweeps: Sequence[Sweep]) -> Axis:
     """What varies over these sweeps: one number of a defense, else the budget. Raises UsageError where neither does."""
     stacks = {s.victim.defense_label: s.victim.defense for s in sweeps if s.victim.defense}
     if len(stacks) > 1:
-        found = _numbers(stacks)
+        found = numbers(stacks)
         if found is not None:
             return found
     norms = {s.norm for s in sweeps}
@@ -85,8 +89,8 @@ def axis_of(sweeps: Sequence[Sweep]) -> Axis:
     )
 
 
-def _numbers(stacks: Mapping[str, tuple[Bound, ...]]) -> Axis | None:
-    """The one number in which stacks of the same defenses differ, if that is all they differ in."""
+def numbers(stacks: Mapping[str, tuple[Bound, ...]]) -> Axis | None:
+    """The one number in which stacks of the same plugins differ, if that is all they differ in."""
     if len({tuple(part.entry.name if part.entry else part.label for part in stack) for stack in stacks.values()}) > 1:
         return None
     settings = {
@@ -107,6 +111,8 @@ def _numbers(stacks: Mapping[str, tuple[Bound, ...]]) -> Axis | None:
 
 def panels(result: RunResult, axis: Axis) -> list[Panel]:
     """One panel a model and threat, with the lines to draw in it."""
+    if axis.panels is not None:
+        return axis.panels(result, axis.values or {})
     return _along_budgets(result) if axis.values is None else _along_defense(result, axis.values)
 
 
@@ -249,7 +255,7 @@ def _draw_panel(canvas: Canvas, panel: Panel, axis: Axis) -> None:
         labels.append(f"verdict: {verdict}")
     canvas.set_title(panel.title, fontsize=9)
     canvas.set_xlabel(axis.name if axis.values is not None else "eps, in pixel units")
-    canvas.set_ylabel("accuracy, %")
+    canvas.set_ylabel("accuracy, %" if axis.panels is None else "share, %")
     canvas.set_ylim(-3, 103)
     canvas.grid(alpha=0.25, linewidth=0.5)
     canvas.legend(handles, labels, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False)

@@ -21,6 +21,7 @@ from advplug.contracts import (
     EvasionAttack,
     MinimumNorm,
     Perturbation,
+    PoisonCaps,
     Strength,
     Targeted,
     Threat,
@@ -31,6 +32,7 @@ from advplug.perturbations import BALLS, CUSTOMARY, SETS
 from advplug.pipeline import allowed
 from advplug.registry import Entry, registry
 from advplug.rng import Stream
+from advplug.testing.poisons import poison_results
 from advplug.testing.problems import (
     LinearProblem,
     fragile,
@@ -50,7 +52,10 @@ def attack_results(name: str, params: Mapping[str, Any]) -> list[Result]:
     """One result a check and norm. Raises UsageError for an unknown name or a bad parameter."""
     entry = registry().get("attack", name)
     checked = bound(entry, params)
-    caps: AttackCaps = entry.spec.caps_of(checked)  # type: ignore[assignment]
+    caps = entry.spec.caps_of(checked)
+    if isinstance(caps, PoisonCaps):
+        return poison_results(entry, caps, checked)
+    assert isinstance(caps, AttackCaps)
     report = Report()
     report.check("declaration", lambda: _declaration(caps))
     if caps.modality not in ("image", IMAGE_TEXT) or caps.access is Access.TRAINING_SET:
