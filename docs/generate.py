@@ -13,7 +13,16 @@ from advplug.registry import Registry, registry
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "benchmarks" / "results"
-OURS = ("advplug", "advplug-advlib", "advplug-art", "advplug-autoattack", "advplug-torchattacks")
+OURS = (
+    "advplug",
+    "advplug-advlib",
+    "advplug-art",
+    "advplug-autoattack",
+    "advplug-clip",
+    "advplug-poisoning",
+    "advplug-safeclip",
+    "advplug-torchattacks",
+)
 
 
 def own(known: Registry) -> Registry:

@@ -98,7 +98,7 @@ def test_the_json_keeps_to_its_schema(matrix: Any) -> None:
 
 
 def test_the_json_says_what_the_run_depends_on(matrix: Any) -> None:
-    assert list(matrix) == ["schema", "run", "cells", "threats", "certificates"]
+    assert list(matrix) == ["schema", "run", "cells", "threats", "certificates", "poisonings"]
     assert matrix["schema"] == 1
     info = matrix["run"]
     assert {"advplug", "python", "torch", "torchvision", "numpy"} <= info["versions"].keys()

@@ -20,7 +20,7 @@ from advplug.errors import CellFailure, UsageError
 from advplug.parse import parse_reference
 from advplug.plans import bind
 from advplug.poisonings import CHECKS, Look, PoisonEvidence, examined, measured
-from advplug.prepared import left_to_judge, poison, rounds, sift, triggered
+from advplug.prepared import left_to_judge, poisoned_by, rounds, sift, triggered
 from advplug.registry import Source, load
 from advplug.rng import Stream
 from advplug.testing import check_attack
@@ -325,9 +325,9 @@ def test_a_poisoned_set_that_cannot_be_is_told(fault: dict[str, Any], told: str)
         "trigger": Trigger(white, zeros),
     }  # fmt: skip
     dataset = Dataset(info(), data(), data())
-    assert poison(lambda *_: Poisoned(**sound), dataset, Stream(0), "it").poisons.sum() == 1
+    assert poisoned_by(lambda *_: Poisoned(**sound), dataset, Stream(0), "it").poisons.sum() == 1
     with pytest.raises(CellFailure, match=told):
-        poison(lambda *_: Poisoned(**{**sound, **fault}), dataset, Stream(0), "it")
+        poisoned_by(lambda *_: Poisoned(**{**sound, **fault}), dataset, Stream(0), "it")
 
 
 def test_targets_leave_the_test_split() -> None:

@@ -165,9 +165,7 @@ class Builder:
         if key not in self._poisons:
             needs = {name: self.build(need, None).victim for name, need in plan.needs}
             self._progress.stage(f"{plan.poison.label}: poisoning {plan.dataset.label}", 0)
-            stream = Stream(plan.seed, f"poison/{plan.poison.recipe['name']}")
-            made = poison(plan.poison.make(**needs), self.dataset(plan.dataset), stream, plan.poison.label)
-            self._poisons[key] = made
+            self._poisons[key] = poison(plan.poison, self.dataset(plan.dataset), plan.seed, needs)
         return self._poisons[key]
 
     def _prepared(self, plan: VictimPlan, info: DatasetInfo, stages: Sequence[tuple[Bound, Any]]) -> Prepared:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
+from advplug.cli_groups import cache, plugin
 from advplug.defaults import CRAFTED_BY, OUTPUT
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -214,6 +215,35 @@ def leakage(train: str, evaluation: str, skip_bad: bool, offline: bool, as_json:
     gate(leaks)
 
 
+@cli.command("poison")
+@click.argument("dataset")
+@click.argument("attack")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="New folder for the images, and for the record and the page of the poisons.",
+)
+@click.option("-m", "--model", metavar="MODEL", help="Model to look through, for attacks that need one.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the attack, as of eval.")
+@click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="As of eval.")
+@click.option("--offline", is_flag=True, help="Never touch the network.")
+def poison(
+    dataset: str, attack: str, output: Path, model: str | None, seed: int, device: str, offline: bool
+) -> None:  # fmt: skip
+    """Write DATASET with a training split poisoned by ATTACK to a folder.
+
+    The folder is a dataset again, and holds a page that shows poisoned samples beside their originals.
+    """
+    from advplug.session import write_poisoned
+
+    made = write_poisoned(dataset, attack, output, model, seed, device, offline, _command_line())
+    click.echo(f"{made.training:,} training images, {made.poisons:,} of them poisons, and {made.test:,} test images")
+    click.echo(f"to look at them: {output}/poisons.html; what they were: {output}/poisons.json")
+
+
 @cli.command("list")
 @click.argument("kind", required=False, metavar="[KIND]")
 @click.option("--json", "as_json", is_flag=True, help="Print a list of objects, parameters included.")
@@ -253,59 +283,8 @@ def doctor(quick: bool) -> None:
     sys.exit(report.exit_code)
 
 
-@cli.group()
-def plugin() -> None:
-    """Write and check plugins."""
-
-
-@plugin.command("new")
-@click.argument("name")
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("."), metavar="DIR",
-              help="Folder to create the package in.")  # fmt: skip
-def plugin_new(name: str, output: Path) -> None:
-    """Write an installable plugin package with a working example and its test."""
-    from advplug.scaffold import new_plugin
-
-    for path in new_plugin(name, output):
-        click.echo(path)
-
-
-@plugin.command("check")
-@click.argument("name")
-def plugin_check(name: str) -> None:
-    """Run the conformance suite on everything that an installed plugin registers."""
-    from advplug.errors import PluginError
-    from advplug.testing import check_plugin
-
-    results = check_plugin(name)
-    states = {True: "ok  ", False: "FAIL", None: "--  "}
-    for subject, ok, detail in results:
-        click.echo(f"{states[ok]} {subject}{': ' + detail if detail else ''}")
-    bad = sum(ok is False for _, ok, _ in results)
-    if bad:
-        raise PluginError(f"{bad} of {len(results)} checks failed")
-
-
-@cli.group()
-def cache() -> None:
-    """Look at or empty the cache of trained weights."""
-
-
-@cache.command("ls")
-def cache_ls() -> None:
-    """List what is cached: what made it, size, age."""
-    from advplug.catalogue import cache_listing
-
-    click.echo(cache_listing())
-
-
-@cache.command("clear")
-@click.confirmation_option(prompt="Delete all cached weights?")
-def cache_clear() -> None:
-    """Delete all cached weights; they are trained again when needed."""
-    from advplug.artifacts import Artifacts
-
-    click.echo(f"{Artifacts().clear()} entries deleted")
+cli.add_command(plugin)
+cli.add_command(cache)
 
 
 @cli.command()

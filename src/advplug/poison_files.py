@@ -116,15 +116,16 @@ def _class_folders(data: Split, test: Split, info: DatasetInfo) -> tuple[str, ..
 def _write_split(data: Split, info: DatasetInfo, folder: Path, part: str, folders: tuple[str, ...] | None) -> list[str]:
     """The files of the images, from `folder` on."""
     digits = len(str(max(len(data) - 1, 0)))
+    # Only classes with images: an empty class folder is an error to those who read it.
+    for name in [folders[i] for i in np.unique(data.labels)] if folders else [""]:
+        (folder / part / name).mkdir(parents=True)
     names = []
     for start in range(0, len(data), _AT_ONCE):
         rows = np.arange(start, min(start + _AT_ONCE, len(data)))
         for row, pixels in zip(rows.tolist(), _in_bytes(data, rows), strict=True):
             inside = f"{part}/{folders[int(data.labels[row])]}" if folders else part
             names.append(f"{inside}/{row:0{digits}}.png")
-            path = folder / names[-1]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(_png(pixels))
+            (folder / names[-1]).write_bytes(_png(pixels))
     if data.captions is not None:
         lines = [
             json.dumps({"image": name, "caption": texts, **_label(info, label)}, ensure_ascii=False)

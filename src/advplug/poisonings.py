@@ -81,12 +81,17 @@ def planned(axes: Axes, attacks: Sequence[Reference], registry: Registry) -> lis
         info: DatasetInfo = dataset.value.info()
         limit = axes.limit if axes.limit is not None else info.evaluate
         clean = VictimPlan(dataset, model, (), seed)
-        needs = tuple((name, _need(registry, clean, ref)) for name, ref in attack.needs.items())
+        needs = needed(registry, clean, attack)
         for stack in stacks:
             victim = VictimPlan(dataset, model, stack, seed, attack, needs)
             plan = PoisonPlan(victim, limit, judge_poison(victim, attack, info))
             plans.setdefault(plan.key, plan)
     return list(plans.values())
+
+
+def needed(registry: Registry, clean: VictimPlan, attack: Bound) -> tuple[tuple[str, VictimPlan], ...]:
+    """What an attack is made with, by name: victims that are trained on the clean data. Raises UsageError."""
+    return tuple((name, _need(registry, clean, ref)) for name, ref in attack.needs.items())
 
 
 def _need(registry: Registry, clean: VictimPlan, reference: VictimRef) -> VictimPlan:

@@ -13,7 +13,9 @@ from advplug.contracts import DatasetInfo, PoisonAttack, Poisoned, Sifted, Trigg
 from advplug.data import Dataset, Split
 from advplug.errors import AdvplugError, CellFailure
 from advplug.evidence import Array
+from advplug.plans import Bound
 from advplug.rng import Stream
+from advplug.victim import Victim
 
 _LOOKED_AT = 64
 """Poisons whose pixels are checked."""
@@ -28,11 +30,16 @@ class Prepared:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def poison(attack: PoisonAttack, dataset: Dataset, stream: Stream, label: str) -> Poisoned:
-    """The training set of `dataset` under attack.
+def poison(bound: Bound, dataset: Dataset, seed: int, needs: Mapping[str, Victim]) -> Poisoned:
+    """The training set of `dataset` under the attack, made with the victims that it needs.
 
     Raises UsageError where the attack refuses, CellFailure where it raises otherwise or returns what cannot be.
     """
+    return poisoned_by(bound.make(**needs), dataset, Stream(seed, f"poison/{bound.recipe['name']}"), bound.label)
+
+
+def poisoned_by(attack: PoisonAttack, dataset: Dataset, stream: Stream, label: str) -> Poisoned:
+    """As `poison`, for an attack that is made already."""
     try:
         made = attack(dataset.train, dataset.test, dataset.info, stream)
     except AdvplugError:

@@ -15,8 +15,8 @@ from advplug.defaults import CRAFTED_BY, OUTPUT
 from advplug.errors import UsageError
 from advplug.matrix import THREAT_KEYS, Axes, Sweep, expand
 from advplug.parse import Reference, parse_reference, parse_stack, parse_victim
-from advplug.plans import Bound, bind, bind_stack
-from advplug.poisonings import PoisonPlan, is_poison
+from advplug.plans import Bound, VictimPlan, bind, bind_stack
+from advplug.poisonings import PoisonPlan, is_poison, needed
 from advplug.poisonings import planned as planned_poisons
 from advplug.registry import Registry, registry
 from advplug.results import RunInfo, RunResult
@@ -143,6 +143,46 @@ def _axes(
 
 def _bound(known: Registry, kind: str, item: str | Bound) -> Bound:
     return item if isinstance(item, Bound) else bind(known, kind, parse_reference(item))
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `write_poisoned` wrote, in images."""
+
+    training: int
+    poisons: int
+    test: int
+
+
+def write_poisoned(
+    dataset: str, attack: str, folder: Path, model: str | None, seed: int, device: str, offline: bool, command: str
+) -> Written:
+    """Writes the training set of `dataset` under `attack` to `folder`, as `advplug.poison_files.write` does.
+
+    `model` is what an attack looks through that needs one, trained on the clean data. Raises UsageError.
+    """
+    from advplug.artifacts import Artifacts
+    from advplug.build import Builder
+    from advplug.poison_files import write
+    from advplug.prepared import poison
+    from advplug.runner import Silent
+
+    known, reference = registry(), parse_reference(attack)
+    if not is_poison(known, reference):
+        raise UsageError(f"{reference} attacks images, not training data; advplug list attacks shows which do")
+    bound, data = bind(known, "attack", reference), bind(known, "dataset", parse_reference(dataset))
+    builder = Builder(Artifacts(), device, offline, Silent())
+    needs = {}
+    if bound.needs:
+        if model is None:
+            raise UsageError(f"{reference} looks through a model that is trained on the clean data; name one with -m")
+        clean = VictimPlan(data, bind(known, "model", parse_reference(model)), (), seed)
+        needs = {name: builder.build(plan, None).victim for name, plan in needed(known, clean, bound)}
+    found = builder.dataset(data)
+    made = poison(bound, found, seed, needs)
+    told = {"command": command, "dataset": data.recipe, "attack": bound.recipe, "seed": seed}
+    write(made, found.test, found.info, folder, told)
+    return Written(len(made.data), int(made.poisons.sum()), len(found.test))
 
 
 def certificates(request: Request, sweeps: list[Sweep]) -> list[CertificatePlan]:

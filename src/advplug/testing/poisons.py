@@ -13,7 +13,7 @@ import torch
 from advplug.contracts import DatasetInfo, PoisonCaps, Poisoned, Trigger
 from advplug.data import ArrayImages, Dataset, Split
 from advplug.judging import IMAGE_TEXT
-from advplug.prepared import poison
+from advplug.prepared import poisoned_by
 from advplug.registry import Entry
 from advplug.rng import Stream
 from advplug.testing.problems import fragile
@@ -69,7 +69,7 @@ class _Case:
         wanted = self.entry.needs(self.params)
         twins = {name: Victim(fragile(self.channels, len(CLASSES)), len(CLASSES)) for name in wanted}
         attack = self.entry.make(self.params, **twins)
-        return poison(attack, self.dataset, Stream(0, "kit"), self.entry.name)
+        return poisoned_by(attack, self.dataset, Stream(0, "kit"), self.entry.name)
 
     @cached_property
     def made(self) -> Poisoned:

@@ -1,0 +1,62 @@
+"""The commands that have commands of their own. Like `cli`: every import beyond click waits until one needs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.group()
+def plugin() -> None:
+    """Write and check plugins."""
+
+
+@plugin.command("new")
+@click.argument("name")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("."), metavar="DIR",
+              help="Folder to create the package in.")  # fmt: skip
+def plugin_new(name: str, output: Path) -> None:
+    """Write an installable plugin package with a working example and its test."""
+    from advplug.scaffold import new_plugin
+
+    for path in new_plugin(name, output):
+        click.echo(path)
+
+
+@plugin.command("check")
+@click.argument("name")
+def plugin_check(name: str) -> None:
+    """Run the conformance suite on everything that an installed plugin registers."""
+    from advplug.errors import PluginError
+    from advplug.testing import check_plugin
+
+    results = check_plugin(name)
+    states = {True: "ok  ", False: "FAIL", None: "--  "}
+    for subject, ok, detail in results:
+        click.echo(f"{states[ok]} {subject}{': ' + detail if detail else ''}")
+    bad = sum(ok is False for _, ok, _ in results)
+    if bad:
+        raise PluginError(f"{bad} of {len(results)} checks failed")
+
+
+@click.group()
+def cache() -> None:
+    """Look at or empty the cache of trained weights."""
+
+
+@cache.command("ls")
+def cache_ls() -> None:
+    """List what is cached: what made it, size, age."""
+    from advplug.catalogue import cache_listing
+
+    click.echo(cache_listing())
+
+
+@cache.command("clear")
+@click.confirmation_option(prompt="Delete all cached weights?")
+def cache_clear() -> None:
+    """Delete all cached weights; they are trained again when needed."""
+    from advplug.artifacts import Artifacts
+
+    click.echo(f"{Artifacts().clear()} entries deleted")
