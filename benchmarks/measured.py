@@ -1,4 +1,4 @@
-"""The evaluations that docs/defenses.md quotes, each one command: runs them and keeps what came out.
+"""The evaluations that docs/defenses.md and docs/clip.md quote, each one command: runs them and keeps what came out.
 
     python benchmarks/measured.py [NAME ...] [--only-missing]
 
@@ -25,6 +25,9 @@ MNIST = "--dataset mnist:root=$ADVPLUG_DATA/mnist,train=20000"
 CIFAR10 = "--dataset npz:train=$ADVPLUG_DATA/cifar10_train20k.npz,test=$ADVPLUG_DATA/cifar10_test.npz,flip=true"
 RESNET20 = "py:engine_models:ResNet20,weights=$ADVPLUG_DATA/weights/resnet20_cifar10.th,key=state_dict,strip=module."
 SIGMAS = (0.5, 1, 1.5, 2)
+SCENES = "--dataset digit-scenes"
+TUNED = "-d jpeg:quality=50 -d mat -d caption-advtrain -d fare -d tecoa -d oft"
+THOROUGH = "caption-pgd:steps=50,restarts=3"
 
 COMMANDS = {
     # Adversarial training on MNIST, and what stronger changes leave of it.
@@ -41,6 +44,16 @@ COMMANDS = {
     "pruning": f"{CIFAR10} -m {RESNET20} -d prune:ratio=0.2,epochs=2 -d prune:ratio=0.4,epochs=2 "
     "-d prune:ratio=0.2,epochs=2+adv-finetune:preset=light,epochs=2 "
     "-d prune:ratio=0.2,epochs=2+adv-finetune:preset=strong,epochs=2 -a ifgsm -a apgd -e 4/255 -n 200",
+    # CLIP: what random noise, fewer steps, smaller budgets and twice the steps do to the similarity.
+    "captions": f"{SCENES} -m clip-tiny:task=retrieval -a noise -a caption-pgd:steps=5 -a caption-pgd "
+    f"-a {THOROUGH} -a caption-pgd:steps=100,restarts=3 -e 2/255 -e 4/255 -e 8/255 -n 200",
+    # CLIP: defenses under an attack on images and their captions.
+    "caption-defenses": f"{SCENES} -m clip-tiny:task=retrieval {TUNED} -a {THOROUGH} -e 8/255 -n 200",
+    # The same defenses, zero-shot, under an attack on the classes.
+    "clip-defenses": f"{SCENES} -m clip-tiny {TUNED} -a apgd -a apgd:loss=dlr -e 8/255 -n 200",
+    # Smoothing filters, compression at three qualities and votes over noise around a CLIP model.
+    "clip-inputs": f"{SCENES} -m clip-tiny -d jpeg:quality=75 -d jpeg:quality=50 -d jpeg:quality=30 "
+    "-d denoise:method=bilateral -d denoise:method=median -d noise-vote -a apgd -e 8/255 -n 100",
     # Noise and rounding of scores against questions, under an attack that climbs scores and one that does not.
     "queries": "--dataset digits -m cnn -d score-noise -d score-round -a square:queries=1000 "
     "-a art.hopskipjump:queries=1000 -e 1/20 -n 60",
@@ -70,12 +83,19 @@ def run(name: str) -> dict[str, Any]:
 
 
 def _cell(cell: dict[str, Any]) -> dict[str, Any]:
-    metrics = {name: m and m["value"] for name, m in cell["metrics"].items() if name.endswith("accuracy")}
-    return {k: cell[k] for k in ("defense", "attack", "norm", "eps", "status")} | metrics
+    kept = ("accuracy", "similarity", "drop", "recall_at_1", "8bit")
+    metrics = {name: m and m["value"] for name, m in cell["metrics"].items() if name.endswith(kept)}
+    facts = {name: _plain(told) for name, told in cell["provenance"].get("facts", {}).items()}
+    return {k: cell[k] for k in ("defense", "attack", "norm", "eps", "status", "seconds")} | metrics | {"facts": facts}
+
+
+def _plain(told: dict[str, Any]) -> dict[str, Any]:
+    return {name: v for name, v in told.items() if isinstance(v, int | float | str)}
 
 
 def _threat(threat: dict[str, Any]) -> dict[str, Any]:
-    kept = ("defense", "norm", "eps", "clean_accuracy", "worst_case_accuracy", "difference_to_baseline", "verdict")
+    kept = ("defense", "norm", "eps", "clean_accuracy", "worst_case_accuracy", "difference_to_baseline", "verdict",
+            "clean_similarity", "worst_case_similarity", "recovery", "static_recovery")  # fmt: skip
     flags = [{k: f[k] for k in ("name", "level", "detail")} for f in threat["flags"]]
     return {k: threat[k] for k in kept} | {"flags": flags, "unchecked": threat["unchecked"]}
 
@@ -98,8 +118,9 @@ def main() -> None:
         result = run(name)
         file.write_text(json.dumps(result, indent=1) + "\n")
         for t in result["threats"]:
-            worst = t["worst_case_accuracy"]
-            print(name, t["defense"], t["eps"], worst and f"{100 * worst['value']:.1f} %", t["verdict"], flush=True)
+            worst, near = t["worst_case_accuracy"], t["worst_case_similarity"]
+            shown = f"{100 * worst['value']:.1f} %" if worst else near and f"{near['value']:.3f}"
+            print(name, t["defense"], t["eps"], shown, t["verdict"], flush=True)
 
 
 if __name__ == "__main__":

@@ -98,15 +98,11 @@ def percent(estimate: dict[str, Any] | None) -> str:
 def measured_markdown(result: dict[str, Any]) -> str:
     """What one command of `benchmarks/measured.py` came to: its threats, each with the strongest static and adaptive
     figure of its attacks, and the flags that say why a number is what it is."""
+    if any(t.get("worst_case_similarity") for t in result["threats"]):
+        return similarities_markdown(result)
     n = next(t["clean_accuracy"]["n"] for t in result["threats"] if t["clean_accuracy"])
     lines = [
-        "```",
-        *_wrapped(result["command"]),
-        "```",
-        "",
-        f"{n} images, {threads(result)}, {max(1, round(result['seconds'] / 60))} minutes, torch "
-        f"{result['versions']['torch']}.",
-        "",
+        *_ran(result, n),
         "| defense | eps | clean % | static % | adaptive % | worst case % | verdict | flags |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -121,6 +117,67 @@ def measured_markdown(result: dict[str, Any]) -> str:
             f"| {percent(t['worst_case_accuracy'])} | {t['verdict']} | {flags} |"
         )
     return "\n".join(lines)
+
+
+def similarities_markdown(result: dict[str, Any]) -> str:
+    """The same where similarities are lowered: a row an attack, which shows what steps and budgets do, where there is
+    no defense; a row a defense where there are some."""
+    n = next(t["clean_similarity"]["n"] for t in result["threats"] if t["clean_similarity"])
+    if all(t["defense"] == "none" for t in result["threats"]):
+        names = list(dict.fromkeys(c["attack"] for c in result["cells"]))
+        budgets = list(dict.fromkeys(c["eps"] for c in result["cells"]))
+        found = {(c["attack"], c["eps"]): c for c in result["cells"]}
+        clean = result["cells"][0]["clean_similarity"]
+        lowered = {key: cell["adversarial_similarity"] for key, cell in found.items()}
+        rows = [
+            f"| `{name}` | {' | '.join(f'{lowered[name, e]:.3f} ({lowered[name, e] / clean:.2f})' for e in budgets)} |"
+            for name in names
+        ]
+        head = [f"| attack | {' | '.join(budgets)} |", "|---" * (len(budgets) + 1) + "|"]
+        return "\n".join([*_ran(result, n), f"Clean: {clean:.3f}; in brackets the share of it.", "", *head, *rows])
+    lines = [
+        *_ran(result, n),
+        "| defense | clean | static | adaptive | worst case | recovery | static recovery | verdict | flags |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for t in result["threats"]:
+        (cell,) = (c for c in result["cells"] if all(c[k] == t[k] for k in ("defense", "norm", "eps")))
+        flags = ", ".join(f"`{f['name']}`" for f in t["flags"] if f["level"] != "info") or "-"
+        worst = t["worst_case_similarity"]
+        shown = (
+            "none" if t["defense"] == "none" else f"`{t['defense']}`",
+            *(_cosine(cell[f"{what}_similarity"]) for what in ("clean", "static", "adaptive")),
+            f"{worst['value']:.3f} [{worst['low']:.3f}, {worst['high']:.3f}]",
+            *(f"{100 * t[k]:.0f} %" if t[k] is not None else "-" for k in ("recovery", "static_recovery")),
+            t["verdict"],
+            flags,
+        )
+        lines.append(f"| {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def _cosine(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _ran(result: dict[str, Any], n: int) -> list[str]:
+    """The command and what it ran on, and how long what was tuned took."""
+    tuned = {}
+    for c in result["cells"]:
+        for name, told in c.get("facts", {}).items():
+            if "training_seconds" in told:
+                amount = told.get("parameters", told.get("adapter_parameters"))
+                tuned[name] = f"`{name}` {told['training_seconds']:.0f} s for {amount:,} parameters"
+    return [
+        "```",
+        *_wrapped(result["command"]),
+        "```",
+        "",
+        f"{n} images, {threads(result)}, {max(1, round(result['seconds'] / 60))} minutes, torch "
+        f"{result['versions']['torch']}.",
+        *([f"Tuning took: {'; '.join(tuned.values())}."] if tuned else []),
+        "",
+    ]
 
 
 def _least(cells: list[dict[str, Any]], metric: str) -> str:
@@ -166,12 +223,22 @@ def attacks_page() -> tuple[Path, str]:
     return path, text
 
 
-def defenses_page() -> tuple[Path, str]:
-    path = HERE / "defenses.md"
+def measured_page(name: str) -> tuple[Path, str]:
+    """A page with what `benchmarks/measured.py` kept of the commands that have a place in it."""
+    path = HERE / name
     text = path.read_text()
     for file in sorted((RESULTS / "measured").glob("*.json")):
-        text = filled(text, file.stem, measured_markdown(json.loads(file.read_text())))
+        if f"<!-- {file.stem}: generated -->" in text:
+            text = filled(text, file.stem, measured_markdown(json.loads(file.read_text())))
     return path, text
+
+
+def defenses_page() -> tuple[Path, str]:
+    return measured_page("defenses.md")
+
+
+def clip_page() -> tuple[Path, str]:
+    return measured_page("clip.md")
 
 
 def verdicts_page() -> tuple[Path, str]:
@@ -180,7 +247,7 @@ def verdicts_page() -> tuple[Path, str]:
     return path, filled(path.read_text(), "faults", faults_markdown(faults))
 
 
-PAGES = (attacks_page, defenses_page, verdicts_page)
+PAGES = (attacks_page, clip_page, defenses_page, verdicts_page)
 
 
 def main() -> None:
