@@ -51,6 +51,8 @@ COMMANDS = {
     "caption-defenses": f"{SCENES} -m clip-tiny:task=retrieval {TUNED} -a {THOROUGH} -e 8/255 -n 200",
     # The same defenses, zero-shot, under an attack on the classes.
     "clip-defenses": f"{SCENES} -m clip-tiny {TUNED} -a apgd -a apgd:loss=dlr -e 8/255 -n 200",
+    # Full and orthogonal fine-tuning at about the same robustness: what clean accuracy each keeps.
+    "orthogonal": f"{SCENES} -m clip-tiny -d fare:lr=0.0003 -d oft -a apgd -e 8/255 -n 200",
     # Smoothing filters, compression at three qualities and votes over noise around a CLIP model.
     "clip-inputs": f"{SCENES} -m clip-tiny -d jpeg:quality=75 -d jpeg:quality=50 -d jpeg:quality=30 "
     "-d denoise:method=bilateral -d denoise:method=median -d noise-vote -a apgd -e 8/255 -n 100",
