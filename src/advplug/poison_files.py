@@ -230,7 +230,7 @@ def _page(poisoned: Poisoned, info: DatasetInfo, record: Mapping[str, Any]) -> s
     rows = np.flatnonzero(poisoned.poisons)[places]
     side = info.size[0] * max(1, _SIDE // info.size[0])
     head = _HEAD.replace("SIDE", f"{side}px").replace("WIDE", f"{2 * side + 40}px")
-    facts = {"dataset": record["dataset"], **record["run"], **record["facts"]}
+    facts = {"to be read as": record["dataset"], **record["run"], **record["facts"]}
     terms = "".join(f"<dt>{html.escape(str(k))}</dt><dd>{html.escape(_shown(v))}</dd>\n" for k, v in facts.items())
     items = []
     if amount:
