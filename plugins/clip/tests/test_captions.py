@@ -103,7 +103,13 @@ def test_a_file_of_its_own_for_testing(shop, tmp_path):
         ("image,caption,price", "image,words,price", ["no column for the caption", "image, words, price", "caption="]),
         ("image,caption,price", "bild,caption,price", ["no column for the image", "image=COLUMN"]),
         ('"a red ball",0', "a, red, ball,0", ["shop.csv:2", "5 cells", "3"]),
-        ('"a red ball",0', '"a red ball"', ["shop.csv:2", "2 cells"]),
+        ('"a red ball",0', '"a red ball"', ["shop.csv:2 has 2 cells, the heading 3; fill in what is missing"]),
+        ("image,caption,price", "image,captoin,price", ["no column for the caption; did you mean caption=captoin?"]),
+        ("pics/0.png", "", ["shop.csv:2 names no image", "skip_bad=true"]),
+        ("pics/0.png", "pics", ["pics' is a folder", "skip_bad=true"]),
+        ("pics/0.png", "https://a.b/0.png", ["shop.csv:2: 'https://a.b/0.png' is an address", "download", "skip_bad"]),
+        ("image,caption,price", "image;caption;price", ["'image;caption;price' is one column", "commas"]),
+        ("image,caption,price", "image\tcaption\tprice", ["is one column", ".tsv"]),
     ],
 )
 def test_tables_that_cannot_be_used(shop, old, new, words):
@@ -125,7 +131,7 @@ def test_other_tables_that_cannot_be_used(shop, tmp_path):
         '{"image": "a.png", "caption": 3}': ["bad.jsonl:1", "a text or a list"],
         '{"image": "pics/0.png", "caption": []}': ["bad.jsonl:1", "is empty"],
         '{"image": "pics/0.png", "caption": null}': ["bad.jsonl:1", "is empty"],
-        "": ["holds no row"],
+        "": ["holds no row; it takes one or more for each image"],
     }.items():
         bad.write_text(text)
         rejects(f"captions:{bad}", *words)
@@ -135,6 +141,8 @@ def test_other_tables_that_cannot_be_used(shop, tmp_path):
     rejects(f"captions:{tmp_path / 'latin.csv'}", "not UTF-8")
     (tmp_path / "only.csv").write_text("image,caption\n")
     rejects(f"captions:{tmp_path / 'only.csv'}", "holds no row")
+    (tmp_path / "empty.csv").write_text("\n")
+    rejects(f"captions:{tmp_path / 'empty.csv'}", "holds no row")
 
 
 def test_an_unreadable_image_is_named_or_skipped(shop, tmp_path):
@@ -152,6 +160,22 @@ def test_an_unreadable_image_is_named_or_skipped(shop, tmp_path):
     skipped = run("leakage", shop, f"captions:{shop}", "--skip-bad")
     assert skipped.code == 1, "the same file is on both sides"
     assert "4.png" in skipped.err
+
+
+def test_where_nothing_is_left_it_says_why(tmp_path):
+    (tmp_path / "x.csv").write_text("image,caption\n" + "\n".join(f"{i}.png,x" for i in range(7)))
+    rejects(f"captions:{tmp_path}/x.csv,skip_bad=true", "no image with a caption", "7 left out", "0.png' is not there")
+
+
+def test_images_on_both_sides_are_noted(shop, tmp_path):
+    (tmp_path / "some.csv").write_text(f"image,caption\n{tmp_path}/pics/3.png,x\npics/4.png,y\n")
+    assert make(f"captions:{shop},test={tmp_path}/some.csv").load().notes == (
+        "captions: all of the 2 test images are training images, too; a model that is trained here has seen them",
+    )
+    images(tmp_path, ["new.png"], seed=1)
+    edited(tmp_path / "some.csv", "pics/4.png", "new.png")
+    (note,) = make(f"captions:{shop},test={tmp_path}/some.csv").load().notes
+    assert "1 of the 2 test images is a training image" in note
 
 
 def test_what_is_skipped_and_what_counts_once(shop):

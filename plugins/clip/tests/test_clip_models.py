@@ -245,7 +245,7 @@ def test_names_are_those_of_the_installed_open_clip() -> None:
         ("ViT-B32@openai", "open_clip has no architecture called 'ViT-B32'; did you mean 'ViT-B-32'?"),
         ("ViT-B-32@opnai", "no weights of ViT-B-32 tagged 'opnai'; did you mean 'openai'?"),
         ("RN50x64@mine", "it has openai, or write RN50x64@random or RN50x64@FILE"),
-        ("RN50x64", "'RN50x64' does not say which weights; write one of RN50x64@openai, RN50x64@random"),
+        ("RN50x64", "'RN50x64' does not say which weights; write RN50x64@ and one of openai, random, or a file"),
         ("RN50@missing.safetensors", "there is no weights file missing.safetensors"),
     ],
 )

@@ -79,7 +79,7 @@ Parts = tuple[Table | None, Table]
 class CaptionedFiles:
     """Images decoded when they are asked for, each with its captions; there are no classes, labels are 0.
 
-    `read` gives the tables; `test_only` makes every image a test image.
+    `read` gives the tables.
     """
 
     name: str
@@ -95,7 +95,8 @@ class CaptionedFiles:
         trouble = Trouble(self.skip_bad)
         train, test = self.read(trouble)
         if not test.files:
-            raise UsageError(f"{self.name}: '{self.path}' holds no image with a caption to test on")
+            why = "".join(f"; {note}" for note in trouble.notes(self.name))
+            raise UsageError(f"{self.name}: '{self.path}' holds no image with a caption to test on{why}")
         return train, test, trouble.notes(self.name)
 
     @functools.cached_property
@@ -146,7 +147,7 @@ class CaptionedFiles:
         train_rows, test_rows = self._rows
         training = pool(train or test).subset(train_rows)
         parts = self.amounts.apply(training, pool(test).subset(test_rows), self.name)
-        return Dataset(self.info(), *parts, notes)
+        return Dataset(self.info(), *parts, (*notes, *_shared(self.name, *parts)))
 
 
 def _decode(path: Path, size: int, resize: int) -> np.ndarray[Any, Any]:
@@ -154,6 +155,17 @@ def _decode(path: Path, size: int, resize: int) -> np.ndarray[Any, Any]:
         return decode_image(path, size, resize)
     except UsageError as error:
         raise UsageError(f"{error}, or leave it out with skip_bad=true") from error
+
+
+def _shared(name: str, train: Split, test: Split) -> tuple[str, ...]:
+    """A note where images are on both sides, as their sources say."""
+    known = set(train.names or ())
+    both, amount = sum(source in known for source in test.names or ()), len(test)
+    if not both:
+        return ()
+    some = "all" if both == amount else str(both)
+    are = "is a training image" if both == 1 else "are training images"
+    return (f"{name}: {some} of the {amount} test images {are}, too; a model that is trained here has seen them",)
 
 
 # --- rows to tables --------------------------------------------------------------------------------
@@ -170,12 +182,16 @@ def table(
     """The images of `rows` in the order in which they come, or those `wanted`, with their captions.
 
     `locate` turns an image's name into its file's, relative to `root`. Raises UsageError for an empty caption,
-    an image without a caption and a missing image, and unless these are to be skipped; an image that cannot be
-    read is found here only when it is to be skipped.
+    an image without a caption, one that is no file and a missing one, unless these are to be skipped; an image that
+    cannot be read is found here only when it is to be skipped.
     """
     captions: dict[str, dict[str, None]] = {name: {} for name in wanted or ()}
     for row in rows:
         if wanted is not None and row.image not in captions:
+            continue
+        why = _no_file(row)
+        if why is not None:
+            trouble.found(why)
             continue
         own = captions.setdefault(row.image, {})
         text = " ".join(row.caption.split())
@@ -196,9 +212,20 @@ def table(
     return Table(root, tuple(files), tuple(source(i) for i in good), tuple(texts))  # type: ignore[arg-type]
 
 
+def _no_file(row: Row) -> str | None:
+    """Why a row's image can be no file, whatever is there."""
+    if not row.image:
+        return f"{row.where} names no image"
+    if "://" in row.image:
+        return f"{row.where}: '{row.image}' is an address and no file, download it"
+    return None
+
+
 def _unusable(path: Path, captions: Mapping[str, None], look: bool) -> str | None:
     if not captions:
         return f"the image '{path}' has no caption"
+    if path.is_dir():
+        return f"the image '{path}' is a folder"
     if not path.is_file():
         return f"the image '{path}' is not there"
     return _unreadable(path, *stamp(path)) if look else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import json
 import re
@@ -131,21 +132,26 @@ def _own_table(path: Path, columns: Columns, trouble: Trouble) -> Table:
         raise UsageError(f"captions: there is no folder '{root}'; check root")
     rows = list(_json_rows(path, columns) if path.suffix.lower() in (".json", ".jsonl") else _csv_rows(path, columns))
     if not rows:
-        raise UsageError(f"'{path}' holds no row; it takes one an image and caption")
+        raise UsageError(f"'{path}' holds no row; it takes one or more for each image")
     return table(rows, root, trouble, lambda name: str((root / name).absolute()))
 
 
 def _csv_rows(path: Path, columns: Columns) -> Iterator[Row]:
     found = _cells(path, "\t" if path.suffix.lower() == ".tsv" else ",")
     _, header = next(found, (0, []))
+    if not header:
+        return
     header = [name.strip() for name in header]
+    if len(header) == 1 and re.search("[,;\t]", header[0]):
+        raise UsageError(f"{path}: '{header[0]}' is one column; separate by commas, or by tabs in a file named .tsv")
     image, caption = (header.index(name) for name in _columns(path, header, columns))
     for number, cells in found:
         where = f"{path}:{number}"
         if len(cells) > len(header) and caption == len(header) - 1:
             cells = [*cells[:caption], ",".join(cells[caption:])]
         if len(cells) != len(header):
-            raise UsageError(f"{where} has {len(cells)} cells, the heading {len(header)}; quote what holds a comma")
+            advice = "quote what holds a comma" if len(cells) > len(header) else "fill in what is missing"
+            raise UsageError(f"{where} has {len(cells)} cells, the heading {len(header)}; {advice}")
         yield Row(cells[image].strip(), cells[caption], where)
 
 
@@ -191,7 +197,9 @@ def column(what: object, have: Sequence[str], role: str, given: str | None) -> s
     name = given or next((n for n in usual if n in have), None)
     if name is None or name not in have:
         missing = f"no column '{name}'" if name else f"no column for the {role}"
-        hint = did_you_mean(name or role, have) or f"; it has {', '.join(have) or 'none'}: write {role}=COLUMN"
+        near = difflib.get_close_matches(role, have, n=1)
+        hint = did_you_mean(name, have) if name else "".join(f"; did you mean {role}={n}?" for n in near)
+        hint = hint or f"; it has {', '.join(have) or 'none'}: write {role}=COLUMN"
         raise UsageError(f"'{what}' has {missing}{hint}")
     return name
 

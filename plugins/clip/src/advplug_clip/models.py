@@ -199,8 +199,8 @@ def open_clip(
     architecture, _, rest = model.partition("@")
     names.check_architecture(architecture)
     if not rest:
-        choices = ", ".join(f"{architecture}@{tag}" for tag in (*names.tags(architecture), "random"))
-        raise UsageError(f"'{model}' does not say which weights; write one of {choices}")
+        choices = ", ".join((*names.tags(architecture), "random"))
+        raise UsageError(f"'{model}' does not say which weights; write {architecture}@ and one of {choices}, or a file")
     prompts.check(templates)
     file = Path(rest).expanduser() if "/" in rest or "." in rest else None
     tag = None if rest == "random" or file else names.check_tag(architecture, rest)
