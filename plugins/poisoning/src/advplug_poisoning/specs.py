@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from advplug.contracts import Param, PoisonCaps, Spec
+from advplug.contracts import Param, PoisonCaps, Reference, Spec, Stack
 from advplug.errors import UsageError
 from advplug_poisoning.settings import TAKES, TriggerSettings, trigger_settings
 from advplug_poisoning.texts import check_captions
@@ -14,6 +14,9 @@ from advplug_poisoning.texts import check_captions
 if TYPE_CHECKING:
     from advplug_poisoning.backdoor import Backdoor
     from advplug_poisoning.targeted import Targeted
+    from advplug_poisoning.together import Together
+
+BOTH = Stack((Reference("ba"), Reference("tdpa")))
 
 Captions = Annotated[
     str | None,
@@ -118,6 +121,21 @@ def _check_targeted(bound: Mapping[str, Any]) -> None:
     check_captions(bound["captions"], "tdpa")
 
 
+def together(
+    attacks: Annotated[Stack, Param("attacks on training data, one after the other, as (ba:count=80+tdpa)")] = BOTH,
+) -> Together:
+    """Several attacks on one training set, so that one model is trained for all of them."""
+    from advplug_poisoning.together import Together, found
+
+    return Together(tuple((entry.name, entry.make(params)) for entry, params, _ in found(attacks)))
+
+
+def _together_caps(bound: Mapping[str, Any]) -> PoisonCaps:
+    from advplug_poisoning.together import caps
+
+    return caps(bound)
+
+
 def _backdoor_caps(bound: Mapping[str, Any]) -> PoisonCaps:
     _trigger(bound)
     return replace(CAPS, clean_label=bound["label"] == "consistent")
@@ -146,5 +164,12 @@ ATTACKS: list[Spec] = [
         "Targeted data poisoning: copies of a few test images, named as another class",
         "Carlini and Terzis 2022, arXiv 2106.09667",
         narrow=_targeted_caps,
+    ),
+    Spec(
+        "together",
+        "advplug_poisoning.specs:together",
+        CAPS,
+        "Several attacks on one training set: one model is trained, and each is counted",
+        narrow=_together_caps,
     ),
 ]
