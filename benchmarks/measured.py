@@ -26,7 +26,7 @@ CIFAR10 = "--dataset npz:train=$ADVPLUG_DATA/cifar10_train20k.npz,test=$ADVPLUG_
 RESNET20 = "py:engine_models:ResNet20,weights=$ADVPLUG_DATA/weights/resnet20_cifar10.th,key=state_dict,strip=module."
 SIGMAS = (0.5, 1, 1.5, 2)
 SCENES = "--dataset digit-scenes"
-TUNED = "-d jpeg:quality=50 -d mat -d caption-advtrain -d fare -d tecoa -d oft"
+TUNED = "-d jpeg:quality=50 -d mat -d caption-advtrain -d fare -d tecoa"
 THOROUGH = "caption-pgd:steps=50,restarts=3"
 
 COMMANDS = {
@@ -46,16 +46,16 @@ COMMANDS = {
     "-d prune:ratio=0.2,epochs=2+adv-finetune:preset=strong,epochs=2 -a ifgsm -a apgd -e 4/255 -n 200",
     # CLIP: what random noise, fewer steps, smaller budgets and twice the steps do to the similarity.
     "captions": f"{SCENES} -m clip-tiny:task=retrieval -a noise -a caption-pgd:steps=5 -a caption-pgd "
-    f"-a {THOROUGH} -a caption-pgd:steps=100,restarts=3 -e 2/255 -e 4/255 -e 8/255 -n 200",
+    f"-a {THOROUGH} -a caption-pgd:steps=100,restarts=3 -e 2/255 -e 4/255 -e 8/255 -n 100",
     # CLIP: defenses under an attack on images and their captions.
-    "caption-defenses": f"{SCENES} -m clip-tiny:task=retrieval {TUNED} -a {THOROUGH} -e 8/255 -n 200",
+    "caption-defenses": f"{SCENES} -m clip-tiny:task=retrieval {TUNED} -d oft -a {THOROUGH} -e 8/255 -n 100",
     # The same defenses, zero-shot, under an attack on the classes.
-    "clip-defenses": f"{SCENES} -m clip-tiny {TUNED} -a apgd -a apgd:loss=dlr -e 8/255 -n 200",
+    "clip-defenses": f"{SCENES} -m clip-tiny {TUNED} -a apgd -e 8/255 -n 200",
     # Full and orthogonal fine-tuning at about the same robustness: what clean accuracy each keeps.
-    "orthogonal": f"{SCENES} -m clip-tiny -d fare:lr=0.0003 -d oft -a apgd -e 8/255 -n 200",
+    "orthogonal": f"{SCENES} -m clip-tiny -d fare -d fare:lr=0.0003 -d oft -a apgd -e 8/255 -n 200",
     # Smoothing filters, compression at three qualities and votes over noise around a CLIP model.
     "clip-inputs": f"{SCENES} -m clip-tiny -d jpeg:quality=75 -d jpeg:quality=50 -d jpeg:quality=30 "
-    "-d denoise:method=bilateral -d denoise:method=median -d noise-vote -a apgd -e 8/255 -n 100",
+    "-d denoise:method=bilateral -d denoise:method=median -d noise-vote -a apgd:steps=20 -e 8/255 -n 50",
     # Noise and rounding of scores against questions, under an attack that climbs scores and one that does not.
     "queries": "--dataset digits -m cnn -d score-noise -d score-round -a square:queries=1000 "
     "-a art.hopskipjump:queries=1000 -e 1/20 -n 60",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from advplug_clip.finetune import Inner, Plan
     from advplug_clip.orthogonal import Oft
 
-RATE, LOADED_RATE, ROTATION_RATE = 1e-3, 1e-5, 3
+RATE, LOADED_RATE, ROTATION_RATE = 1e-3, 1e-5, 10
 """Peak rate for what was trained here; for weights that are only loaded; rotations take that many times as much."""
 BLOCK = 16
 
@@ -35,7 +35,7 @@ Epochs: TypeAlias = Annotated[int, Param("passes over the training images", ge=1
 BatchSize: TypeAlias = Annotated[int, Param("images an update", ge=2)]
 Rate: TypeAlias = Annotated[
     float | None,
-    Param("peak rate; none: 1e-3, for weights that are only loaded 1e-5, and three times that with the adapter", gt=0),
+    Param("peak rate; none: 1e-3, for weights that are only loaded 1e-5, and ten times that with the adapter", gt=0),
 ]
 Decay: TypeAlias = Annotated[float, Param("weight decay; with the adapter, of the rotations", ge=0)]
 WarmUp: TypeAlias = Annotated[float, Param("share of the updates over which the rate rises", ge=0, le=1)]
