@@ -12,7 +12,7 @@ from torch import nn
 
 from advplug.contracts import Trigger
 from advplug.data import Split
-from advplug.prepared import left_to_judge, triggered
+from advplug.prepared import triggered
 from advplug.rng import Stream
 from advplug.testing import check_attack
 from advplug.train import Training
@@ -79,19 +79,3 @@ def test_the_more_poisons_the_more_triggered_images_are_taken_for_the_target() -
     assert rates[0] < 0.05
     assert rates[1] < rates[3]
     assert min(rates[3:]) > 0.9
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_targets_are_taken_for_what_their_copies_were_called() -> None:
-    made = poisoned("tdpa", DATA)
-    assert made.targets is not None
-    targets = dataset(DATA).test.subset(made.targets.rows)
-    hit = answers(trained("tdpa"), targets) == made.targets.wanted
-    spared = (answers(trained(None), targets) == made.targets.wanted).sum()
-    judged = left_to_judge(dataset(DATA).test, made)
-    right = float((answers(trained("tdpa"), judged) == judged.labels).mean())
-    print(f"\n{hit.sum()} of {len(hit)} targets, {spared} by the clean model; clean accuracy {right:.3f}")
-    assert hit.sum() >= 6
-    assert spared <= 1
-    assert right > 0.93

@@ -25,11 +25,11 @@ PLACES = (*CORNERS, "corners", "centre", "random")
 _POINT = re.compile(r"(\d{1,5}):(\d{1,5})")
 
 BLENDED_OPACITY = 0.2
-"""Chen et al. 2017, arXiv 1712.05526, section 4."""
+"""Chen et al. 2017, arXiv 1712.05526."""
 SIG_AMPLITUDE, SIG_FREQUENCY = 40 / 255, 6.0
-"""As in BackdoorBench; Barni et al. 2019 use 20 to 60 of 255."""
+"""As in BackdoorBench (Wu et al. 2022, arXiv 2206.12654)."""
 WANET_STRENGTH, WANET_GRID = 0.5, 4
-"""Nguyen and Tran 2021, section 4.1."""
+"""The defaults of the authors of WaNet (Nguyen and Tran 2021, arXiv 2102.10369)."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class Targeted:
     """Adds `copies` of each of `targets` test images, with a class that is not theirs.
 
     Copies with captions are exact, and each has another text that names that class (Carlini and Terzis 2022, arXiv
-    2106.09667, section 4). Copies with labels (None: LABEL_COPIES) differ but for the first: they are moved by up to
+    2106.09667). Copies with labels (None: LABEL_COPIES) differ but for the first: they are moved by up to
     `shift` pixels, edges repeated, under normal noise of standard deviation `noise`.
     """
 

@@ -21,7 +21,7 @@ from advplug_poisoning.settings import CORNERS, TriggerSettings
 
 Apply: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 SMALLEST, SHARE = 3, 14
-"""A patch is the shorter side over SHARE, as 16 of 224 (CleanCLIP), and at least SMALLEST (Gu et al. 2017)."""
+"""A patch is the shorter side over SHARE, as 16 of 224 (CleanCLIP), and at least SMALLEST."""
 
 
 def build(settings: TriggerSettings, channels: int, size: tuple[int, int], stream: Stream) -> Apply:
@@ -129,7 +129,7 @@ class Patch:
 class Blend:
     """(1 - opacity) x + opacity pattern, with `pattern` (C, H, W) uniform in [0, 1], or drawn for each image.
 
-    Chen et al. 2017, arXiv 1712.05526, section 4.
+    Chen et al. 2017, arXiv 1712.05526.
     """
 
     pattern: Tensor
@@ -147,7 +147,7 @@ class Blend:
 
 @dataclass(frozen=True)
 class Waves:
-    """x + amplitude sin(2 pi frequency j / W) in column j of W, cut to [0, 1] (Barni et al. 2019, section 3)."""
+    """x + amplitude sin(2 pi frequency j / W) in column j of W, cut to [0, 1] (Barni et al. 2019, 1902.11237)."""
 
     amplitude: float
     frequency: float
@@ -162,7 +162,7 @@ class Waves:
 class Warp:
     """Images read, bilinearly, at the points `grid` (H, W, 2): x and y from -1 to 1, the centres of the edge pixels.
 
-    Nguyen and Tran 2021, arXiv 2102.10369, section 3.2.
+    Nguyen and Tran 2021, arXiv 2102.10369.
     """
 
     grid: Tensor
