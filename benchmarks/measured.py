@@ -31,7 +31,7 @@ THOROUGH = "caption-pgd:steps=50,restarts=3"
 
 COMMANDS = {
     # Adversarial training on MNIST, and what stronger changes leave of it.
-    "mnist": f"{MNIST} -m cnn-a:epochs=6 -d advtrain:eps=0.1 -a autoattack -e 0.1 -e 0.3 -n 500",
+    "mnist": f"{MNIST} -m cnn-a:epochs=5 -d advtrain:eps=0.1,steps=4 -a autoattack -e 0.1 -e 0.3 -n 500",
     # The same on CIFAR-10.
     "cifar10": f"{CIFAR10} -m cnn-b:epochs=5 -d advtrain:eps=4/255,steps=3 -a autoattack -e 4/255 -n 200",
     # Edge-preserving smoothing before inference, by the width of the filter.
