@@ -8,6 +8,8 @@ import pluggy
 
 from advplug_art.attack_table import ATTACKS
 from advplug_art.defense_table import DEFENSES
+from advplug_art.poison_defense_table import POISON_DEFENSES
+from advplug_art.poison_specs import POISONS
 
 if TYPE_CHECKING:
     from advplug.contracts import Spec
@@ -17,11 +19,11 @@ hookimpl = pluggy.HookimplMarker("advplug")
 
 @hookimpl
 def advplug_attacks() -> list[Spec]:
-    """Evasion attacks."""
-    return ATTACKS
+    """Attacks on images and on training data."""
+    return [*ATTACKS, *POISONS]
 
 
 @hookimpl
 def advplug_defenses() -> list[Spec]:
-    """Defenses."""
-    return DEFENSES
+    """Defenses of images, answers and training data."""
+    return [*DEFENSES, *POISON_DEFENSES]
