@@ -44,8 +44,8 @@ COMMANDS = {
     "pruning": f"{CIFAR10} -m {RESNET20} -d prune:ratio=0.2,epochs=2 -d prune:ratio=0.4,epochs=2 "
     "-d prune:ratio=0.2,epochs=2+adv-finetune:preset=light,epochs=2 "
     "-d prune:ratio=0.2,epochs=2+adv-finetune:preset=strong,epochs=2 -a ifgsm -a apgd -e 4/255 -n 200",
-    # CLIP: what random noise, fewer steps, smaller budgets and twice the steps do to the similarity.
-    "captions": f"{SCENES} -m clip-tiny:task=retrieval -a noise -a caption-pgd:steps=5 -a caption-pgd "
+    # CLIP: what fewer steps, smaller budgets and twice the steps do to the similarity.
+    "captions": f"{SCENES} -m clip-tiny:task=retrieval -a caption-pgd:steps=5 -a caption-pgd "
     f"-a {THOROUGH} -a caption-pgd:steps=100,restarts=3 -e 2/255 -e 4/255 -e 8/255 -n 100",
     # CLIP: defenses under an attack on images and their captions.
     "caption-defenses": f"{SCENES} -m clip-tiny:task=retrieval {TUNED} -d oft -a {THOROUGH} -e 8/255 -n 100",

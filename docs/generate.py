@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from advplug.catalogue import attacks_markdown
+from advplug.catalogue import attacks_markdown, poisons_markdown
 from advplug.registry import Registry, registry
 
 HERE = Path(__file__).parent
@@ -241,13 +241,18 @@ def clip_page() -> tuple[Path, str]:
     return measured_page("clip.md")
 
 
+def poisoning_page() -> tuple[Path, str]:
+    path, text = measured_page("poisoning.md")
+    return path, filled(text, "poisons", poisons_markdown(own(registry())))
+
+
 def verdicts_page() -> tuple[Path, str]:
     path = HERE / "verdicts.md"
     faults = json.loads((RESULTS / "broken_defenses.json").read_text())
     return path, filled(path.read_text(), "faults", faults_markdown(faults))
 
 
-PAGES = (attacks_page, clip_page, defenses_page, verdicts_page)
+PAGES = (attacks_page, clip_page, defenses_page, poisoning_page, verdicts_page)
 
 
 def main() -> None:

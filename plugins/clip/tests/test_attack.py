@@ -6,14 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import advplug
 import textmodels
 from advplug import session
+from advplug.artifacts import Artifacts
+from advplug.build import Builder
 from advplug.contracts import Strength
 from advplug.estimate import rate
 from advplug.evidence import Array, Evidence
+from advplug.parse import parse_reference
+from advplug.plans import VictimPlan, bind
 from advplug.registry import registry
+from advplug.runner import Silent
 from advplug.testing import check_attack
 from advplug_clip.attack_specs import caption_pgd
 from advplug_clip.retrieval import CUTS, VALUES, furthest, image_ranks, recalls, retrieval, text_ranks
@@ -133,3 +139,26 @@ def test_a_thorough_one_can_be_trusted() -> None:
         "toy-retrieval", "caption-pgd:steps=100,restarts=3", dataset="colours", eps="8/255"
     ).threats
     assert (row.verdict, [f.name for f in row.flags]) == ("trusted", [])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_random_noise_hardly_moves_similarities() -> None:
+    """Less than 0.01 at 8/255, where caption-pgd takes more than half (docs/clip.md)."""
+    known = registry()
+    dataset, model = (
+        bind(known, kind, parse_reference(name))
+        for kind, name in (("dataset", "digit-scenes"), ("model", "clip-tiny:task=retrieval"))
+    )
+    built = Builder(Artifacts(), "cpu", True, Silent()).build(VictimPlan(dataset, model, (), 0), 100)
+    victim, batch = built.victim, next(built.split.batches(100))
+    assert victim.columns is not None
+    draws = torch.rand(batch.x.shape, generator=torch.Generator().manual_seed(0)) - 0.5
+    found = {}
+    with torch.no_grad():
+        for name, noise in (("none", 0 * draws), ("signs", draws.sign()), ("uniform", 2 * draws)):
+            x = (batch.x + 8 / 255 * noise).clamp(0, 1)
+            found[name] = float(victim.columns.similarity(victim.cosines(x), batch.y).mean())
+    print("\n" + ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
+    assert abs(found["signs"] - found["none"]) < 0.01
+    assert abs(found["uniform"] - found["none"]) < 0.01
