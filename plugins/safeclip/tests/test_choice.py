@@ -194,7 +194,7 @@ def test_a_mixture_that_collapsed_leaves_the_floor_and_says_why() -> None:
 
 
 def test_for_small_data_the_mixture_chooses_in_every_epoch_up_to_the_cap() -> None:
-    found = np.concatenate([normal(3.0, 0.6, 970, 0), normal(0, 1, 30, 1)])
+    found = np.concatenate([normal(3.5, 0.6, 970, 0), normal(0, 1, 30, 1)])
     rounds = chosen(found, replace(SMALL, cap=0.9), 2)
     assert [r.facts["decided"] for r in rounds] == ["cap", "cap"]
     assert [r.facts["least"] for r in rounds] == [SMALL.floor, round(SMALL.floor + SMALL.growth, 4)]

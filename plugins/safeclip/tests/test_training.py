@@ -107,6 +107,11 @@ def test_fewer_poisons_than_by_chance_are_taken_for_safe(safe: Tuned, poisons: n
         assert (chosen & poisons).sum() < 0.5 * chosen.mean() * POISONS
 
 
+def whole(rows: int) -> int:
+    """How many of these rows are in batches of 32; fewer are a batch of their own."""
+    return rows // 32 * 32 if rows >= 32 else rows
+
+
 def test_facts_say_who_chose_and_what_it_took(safe: Tuned) -> None:
     facts = json.loads(json.dumps(safe.facts))
     assert facts["why"] == "preset=small, since there are 320 pairs and large data have 100,000"
@@ -123,7 +128,7 @@ def test_facts_say_who_chose_and_what_it_took(safe: Tuned) -> None:
     assert 0 < cost["data_share"] < 0.5
     # Two views of each pair, then one of each, twice; each pair is scored twice.
     steady = 2 * PAIRS + 2 * PAIRS + 2 * PAIRS
-    last = [(r["chosen"] // 32) * 32 + 2 * ((PAIRS - r["chosen"]) // 32) * 32 for r in facts["rounds"]]
+    last = [whole(r["chosen"]) + 2 * whole(PAIRS - r["chosen"]) for r in facts["rounds"]]
     assert cost["image_encodings"] == cost["text_encodings"] == steady + sum(last)
     assert cost["passes"] == 2 * cost["image_encodings"]
     assert cost["with_gradient"] == cost["passes"] - 4 * PAIRS

@@ -59,7 +59,7 @@ def test_crops_show_at_least_their_share_at_its_place() -> None:
     width, height = (made[:, 0, 0, -1] - made[:, 0, 0, 0]), (made[:, 1, -1, 0] - made[:, 1, 0, 0])
     area = width * height
     assert 0.45 < area.min() < 0.55
-    assert 0.95 < area.max() <= 1
+    assert 0.95 < area.max() < 1.001
     assert (width / height).min() < 0.85
     assert (width / height).max() > 1.15
     assert (width > 0).all()
@@ -90,7 +90,7 @@ def test_changes_of_colour_leave_greys_grey_and_act_as_named() -> None:
     torch.testing.assert_close(none[:, 0], none[:, 2])
     torch.testing.assert_close(none[:, 0], 0.299 * x[:, 0] + 0.587 * x[:, 1] + 0.114 * x[:, 2])
     some = view(x, replace(NOTHING, jitter=0.3), seeded())
-    assert 0.6 < (some == x).flatten(1).all(1).float().mean() < 0.8
+    assert 0.6 < ((some - x).abs().flatten(1).amax(1) < 1e-6).float().mean() < 0.8
 
 
 # --- captions --------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from advplug.data import Split
-from advplug.errors import CellFailure
+from advplug.errors import CellFailure, UsageError
 from advplug_clip import finetune
 from advplug_clip.scorer import ClipScorer
 from advplug_safeclip.looks import view
@@ -138,6 +138,8 @@ class Pairs:
 
 def read(what: str, data: Split, scorer: ClipScorer, drawn: Views, device: torch.device) -> Pairs:
     """The pairs of a split. Raises UsageError for an image without a caption, CellFailure for too few pairs."""
+    if data.captions is None:
+        raise UsageError(f"{what} learns from captions and the dataset has none; use captioned data, as digit-scenes")
     own = finetune.captions_of(what, data)
     if len(data) < FEWEST:
         raise CellFailure(f"{what} needs at least {FEWEST} pairs to learn from, got {len(data)}; use more images")
