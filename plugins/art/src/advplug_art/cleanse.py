@@ -86,7 +86,7 @@ def reverse(model: nn.Module, x: Tensor, goal: int, search: Search, stream: Stre
     for epoch in range(search.steps):
         order = torch.randperm(len(x), generator=stream.generator("order", goal, epoch)).to(x.device)
         hits = 0
-        for rows in order.split(search.batch):
+        for rows in torch.split(order, search.batch):
             found = Found(torch.tanh(mask) / 2 + 0.5, torch.tanh(pattern) / 2 + 0.5, 0.0)
             logits = model(found.put(x[rows]))
             wanted = torch.full((len(rows),), goal, device=x.device)
@@ -175,7 +175,7 @@ def _mitigated(
 
     def answers(x: Tensor) -> Tensor:
         with torch.no_grad():
-            return torch.cat([model(part.to(training.device)).argmax(1).cpu() for part in x.split(256)])
+            return torch.cat([model(part.to(training.device)).argmax(1).cpu() for part in torch.split(x, 256)])
 
     def prune(index: int) -> None:
         head = look.head

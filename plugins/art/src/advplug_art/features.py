@@ -79,7 +79,8 @@ def named(net: nn.Module, layer: str, who: str) -> nn.Module:
     parts = dict(net.named_modules())
     for name in (layer, f"net.{layer}"):
         if name and name in parts:
-            return parts[name]
+            found: nn.Module = parts[name]
+            return found
     names = [name.removeprefix("net.") for name in parts if name and name != "net"]
     hint = did_you_mean(layer, names) or f"; it has {', '.join(names[:12])}"
     raise UsageError(f"{who}: the model has no layer '{layer}'{hint}")
@@ -95,5 +96,5 @@ def device_of(net: nn.Module) -> tuple[torch.device, torch.dtype]:
 def of_images(features: Features, x: Tensor, size: int = 256) -> np.ndarray[Any, Any]:
     """The features (N, D) of images (N, C, H, W) as an array, those of several layers side by side."""
     device, dtype = device_of(features.net)
-    made = [torch.cat(features(part.to(device, dtype)), 1).float().cpu() for part in x.split(size)]
+    made = [torch.cat(features(part.to(device, dtype)), 1).float().cpu() for part in torch.split(x, size)]
     return torch.cat(made).numpy()

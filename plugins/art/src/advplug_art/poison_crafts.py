@@ -110,7 +110,7 @@ def centre_distance(case: Case, images: Array) -> float:
 
 def _features(case: Case, images: Array) -> Tensor:
     with torch.no_grad():
-        return torch.cat([torch.cat(case.features(part), 1) for part in torch.from_numpy(images).split(AT_ONCE)])
+        return torch.cat([torch.cat(case.features(part), 1) for part in torch.split(torch.from_numpy(images), AT_ONCE)])
 
 
 # --- gradients -------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def _descend(attack: Any, x: Array, y: Array) -> tuple[Array, float]:
     """ART's descent in batches, poisons and mean loss out; ART starts a process for each pass over the images."""
     weight = attack.backdoor_model.noise_embedding.embedding_layer.weight
     images, labels = (torch.from_numpy(np.asarray(part)).to(weight.device) for part in (x, y))
-    parts = torch.arange(len(x), device=weight.device).split(attack.batch_size)
+    parts = torch.split(torch.arange(len(x), device=weight.device), attack.batch_size)
 
     def forward(rows: Tensor) -> tuple[Tensor, Tensor]:
         loss, made = attack.backdoor_model(images[rows], rows, labels[rows], attack.grad_ws_norm)
@@ -218,5 +218,7 @@ def clean_label_backdoor(
 def label_probability(case: Case, images: Array) -> float:
     """The mean probability that the network gives the wanted class."""
     with torch.no_grad():
-        parts = [case.network(part).softmax(1)[:, case.wanted] for part in torch.from_numpy(images).split(AT_ONCE)]
+        parts = [
+            case.network(part).softmax(1)[:, case.wanted] for part in torch.split(torch.from_numpy(images), AT_ONCE)
+        ]
     return float(torch.cat(parts).mean())

@@ -101,11 +101,13 @@ class Case:
     def drawn(self) -> Array:
         """Rows of `x`, `count` of them, drawn without replacement."""
         order = torch.randperm(len(self.x), generator=self.stream.generator("rows"))
-        return order[: self.count].numpy()
+        rows: Array = order[: self.count].numpy()
+        return rows
 
     def hot(self, n: int) -> Array:
         """`n` rows with a single 1, at the wanted class."""
-        return np.eye(self.classes, dtype=np.float32)[np.full(n, self.wanted)]
+        rows: Array = np.eye(self.classes, dtype=np.float32)[np.full(n, self.wanted)]
+        return rows
 
     def estimator(self, **more: Any) -> Any:
         """ART's classifier around the network; its activations are the case's features, whatever layer ART names."""
