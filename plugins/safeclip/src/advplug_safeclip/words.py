@@ -147,9 +147,7 @@ def read_words(captions: Sequence[str], tokens: Tokens, groups: Iterable[Sequenc
     made = Words(torch.from_numpy(rows), pieces, widths.clamp(min=0), table, first, last, tokens.length)
     sample = list(captions[:SAMPLE])
     if not torch.equal(made.tokens(made.rows[: len(sample)]), tokens(sample)):
-        raise UsageError(
-            "this model's tokenizer does not read word by word, so captions cannot be changed; write words=0"
-        )
+        raise UsageError("this model's tokenizer does not read word by word, so no words can be changed; write words=0")
     return made
 
 
