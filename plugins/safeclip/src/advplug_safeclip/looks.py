@@ -65,7 +65,8 @@ def _coloured(x: Tensor, how: Views, draws: torch.Generator) -> Tensor:
     scale = (bright * contrast).view(-1, 1, 1)
     middle = torch.einsum("c,bchw->b", grey[0], x) / x[0, 0].numel()
     lift = (bright * (1 - contrast) * middle).view(-1, 1, 1)
-    return ((scale * colours) @ x.flatten(2) + lift).clamp(0, 1).view_as(x)
+    changed_pixels: Tensor = (scale * colours) @ x.flatten(2) + lift
+    return changed_pixels.clamp(0, 1).view_as(x)
 
 
 def _turned(turn: Tensor) -> Tensor:

@@ -86,8 +86,9 @@ class Settings:
 
     def told(self) -> dict[str, Any]:
         """JSON-ready."""
-        flat = asdict(self)
-        return flat | flat.pop("drawn")
+        flat: dict[str, Any] = asdict(self)
+        drawn: dict[str, Any] = flat.pop("drawn")
+        return flat | drawn
 
 
 PRESETS: Mapping[str, Settings] = {

@@ -159,9 +159,9 @@ def _synonyms(number: dict[str, int], groups: Iterable[Sequence[str]]) -> Tensor
         lower.setdefault(word.lower(), []).append(i)
     for group in groups:
         known = [i for word in group for i in lower.get(word, ())]
-        for word in known:
-            found[word] += [other for other in known if other != word and other not in found[word]]
+        for own in known:
+            found[own] += [other for other in known if other != own and other not in found[own]]
     table: np.ndarray[Any, Any] = np.full((len(found), max(1, *map(len, found)) if found else 1), NONE, dtype=np.int64)
-    for word, others in enumerate(found):
-        table[word, : len(others)] = others
+    for row, others in enumerate(found):
+        table[row, : len(others)] = others
     return torch.from_numpy(table)
