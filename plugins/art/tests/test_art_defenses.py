@@ -25,6 +25,7 @@ from advplug.victim import Victim
 from advplug_art import defenses
 from advplug_art.defense_stages import FLOOR, running_median
 from advplug_art.defense_table import DEFENSES, LEFT_OUT
+from advplug_art.poison_defense_table import POISON_DEFENSES
 
 
 def images(channels: int = 3, side: int = 12, n: int = 4, seed: int = 0) -> Tensor:
@@ -294,7 +295,7 @@ def test_defenses_are_listed_without_torch_or_art() -> None:
     )
     environment = {**os.environ, "ADVPLUG_DISABLE_PLUGINS": "torchattacks,autoattack,advlib"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    assert json.loads(done.stdout) == [sorted(spec.name for spec in DEFENSES), []]
+    assert json.loads(done.stdout) == [sorted(spec.name for spec in (*DEFENSES, *POISON_DEFENSES)), []]
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from advplug.victim import Victim
 from advplug_art.features import Features, last
 from advplug_art.poison_specs import POISONS
 
+pytest_plugins = ["poison_world"]
 NAMES = [spec.name for spec in POISONS]
 TARGETED = ("art.feature-collision", "art.bullseye-polytope", "art.gradient-matching")
 QUICK: dict[str, str] = {

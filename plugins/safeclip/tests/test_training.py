@@ -225,7 +225,7 @@ def test_bad_data_is_named(text: str, clean: Dataset) -> None:
 def test_cleanclip_needs_clean_pairs_that_are_no_test_images(clean: Dataset) -> None:
     with pytest.raises(UsageError, match="cleanclip needs clean pairs, and this training holds none"):
         fitted("cleanclip", clean)
-    with pytest.raises(UsageError, match="test"):
+    with pytest.raises(UsageError, match="evaluation images are in the training data"):
         fitted("cleanclip:share=1", clean, clean=clean.test)
 
 
