@@ -17,9 +17,10 @@ from advplug import contracts, session
 from advplug.contracts import DatasetInfo, Param, Poisoned, Sift, Sifted, Targets, Trigger, Tuned
 from advplug.data import ArrayImages, Dataset, Split
 from advplug.errors import CellFailure, UsageError
+from advplug.health.poisons import CHECKS, Look, examined
 from advplug.parse import parse_reference
 from advplug.plans import bind
-from advplug.poisonings import CHECKS, Look, PoisonEvidence, examined, measured
+from advplug.poison_evidence import PoisonEvidence, measured
 from advplug.prepared import left_to_judge, poisoned_by, rounds, sift, triggered
 from advplug.registry import Source, load
 from advplug.rng import Stream
@@ -104,7 +105,8 @@ def chooser() -> Any:
         kept = torch.arange(len(training.data)) < len(training.data) // 2
         half = type(training)(training.data.subset(kept.nonzero().flatten().numpy()), training.info, training.schedule,
                               training.device, training.stream)  # fmt: skip
-        return Tuned(half.fit(model), facts={"kept": int(kept.sum())}, trusted=torch.stack([kept, ~kept]))
+        told = [{"kept": int(kept.sum()), "decided": "half"}, {"kept": int((~kept).sum()), "decided": "rest"}]
+        return Tuned(half.fit(model), facts={"rounds": told}, trusted=torch.stack([kept, ~kept]))
 
     return (contracts.Fit(apply),)
 
@@ -215,6 +217,8 @@ def test_targets_are_judged_apart_and_a_choice_is_compared_with_the_poisons() ->
     assert undefended.metrics["attack_success_rate"] is None
     first, second = defended.provenance["facts"]["chooser"]["rounds"]
     assert (first["poisons"], first["precision"]) == (0, 1.0), "the copies joined at the end"
+    assert (first["decided"], second["decided"]) == ("half", "rest"), "what the training told of a round stays"
+    assert first["kept"] == first["trusted"]
     assert second["poisons"] == 150
     assert first["recall"] + second["recall"] == 1
     everything = registry_digits()

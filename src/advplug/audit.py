@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from advplug.attacks.square import Square
 from advplug.build import Built
 from advplug.builtin.gradient import apgd, fgsm, pgd
 from advplug.builtin.noise import noise
+from advplug.columns import packed, unpacked
 from advplug.contracts import (
     Access,
     Ball,
@@ -214,14 +214,8 @@ def _doubled(attack: Bound, norm: Norm) -> tuple[EvasionAttack, int, int]:
 
 
 def to_bytes(audit: Audit) -> bytes:
-    buffer = io.BytesIO()
-    values: dict[str, Any] = {f.name: getattr(audit, f.name) for f in fields(audit)}
-    arrays: dict[str, Any] = {k: np.asarray(v) for k, v in values.items() if v is not None}
-    np.savez_compressed(buffer, **arrays)
-    return buffer.getvalue()
+    return packed(audit)
 
 
 def from_bytes(data: bytes) -> Audit:
-    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-        values = {k: archive[k] for k in archive.files}
-    return Audit(**{k: v.item() if v.ndim == 0 else v for k, v in values.items()})
+    return unpacked(Audit, data)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from advplug.columns import packed, unpacked
 from advplug.contracts import DatasetInfo, DefenseCaps, Norm
 from advplug.estimate import Estimate, rate
 from advplug.evidence import Array
@@ -112,17 +112,11 @@ class Proofs:
         return self.right & (self.radius >= radius)
 
     def to_bytes(self) -> bytes:
-        """A compressed, pickle-free archive."""
-        buffer = io.BytesIO()
-        columns: dict[str, Any] = {f.name: np.asarray(getattr(self, f.name)) for f in fields(self)}
-        np.savez_compressed(buffer, **columns)
-        return buffer.getvalue()
+        return packed(self)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Proofs:
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            values = {k: archive[k] for k in archive.files}
-        return cls(**{**values, "error": float(values["error"])})
+        return unpacked(cls, data)
 
 
 def reported(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
+
+from advplug.columns import packed, unpacked
 
 Array = np.ndarray[Any, Any]
 
@@ -106,18 +107,11 @@ class Evidence:
         return replace(self, **chosen)
 
     def to_bytes(self) -> bytes:
-        """A compressed, pickle-free archive."""
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        buffer = io.BytesIO()
-        arrays: dict[str, Any] = {k: np.asarray(v) for k, v in values.items() if v is not None}
-        np.savez_compressed(buffer, **arrays)
-        return buffer.getvalue()
+        return packed(self)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Evidence:
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            values = {k: archive[k] for k in archive.files}
-        return cls(**{k: v.item() if v.ndim == 0 else v for k, v in values.items()})
+        return unpacked(cls, data)
 
 
 def ranges(index: Array) -> str:

@@ -17,7 +17,7 @@ from advplug.data import Split
 from advplug.decisions import CHUNK, Batching, decide, draws_of
 from advplug.errors import CellFailure
 from advplug.evidence import Array
-from advplug.poisonings import PoisonEvidence
+from advplug.poison_evidence import PoisonEvidence
 from advplug.prepared import triggered
 from advplug.victim import Victim
 

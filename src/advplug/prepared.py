@@ -109,6 +109,16 @@ def sift(data: Split, poisons: Array, sifting: Callable[[], Sifted], label: str)
     return data.subset(np.flatnonzero(kept)), poisons[kept], told
 
 
+def with_rounds(facts: Mapping[str, Any], trusted: torch.Tensor | None, poisons: Array) -> Mapping[str, Any]:
+    """What a training told, with how well it chose: each round's figures join those that it told of that round."""
+    if trusted is None:
+        return facts
+    counted = rounds(trusted, poisons)
+    told = facts.get("rounds")
+    own = told if isinstance(told, list) and len(told) == len(counted) else [{}] * len(counted)
+    return {**facts, "rounds": [{**mine, **count} for mine, count in zip(own, counted, strict=True)]}
+
+
 def rounds(trusted: torch.Tensor, poisons: Array) -> list[dict[str, Any]]:
     """How well a training chose, round by round: `trusted` (rounds, N) bool against the poisons (N,).
 

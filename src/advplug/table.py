@@ -9,7 +9,7 @@ from typing import Any
 
 from advplug.estimate import Estimate
 from advplug.health import CHECKS
-from advplug.poisonings import CHECKS as POISON_CHECKS
+from advplug.health.poisons import CHECKS as POISON_CHECKS
 from advplug.registry import registry
 from advplug.results import Cell, Certificate, CertifiedAccuracy, Flag, Poisoning, RunResult, ThreatRow
 

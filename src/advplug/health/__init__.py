@@ -6,34 +6,19 @@ lacks its evidence is `unchecked`, never passed; one that makes no sense for a g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from advplug.contracts import Strength
 from advplug.health import attacks, gradients, images, proofs, victims
-from advplug.health.facts import MIN_IMAGES, SIGNIFICANCE, Audit, Finding, Group, Outcome
-from advplug.results import Flag, Level, Verdict
+from advplug.health.facts import MIN_IMAGES, SIGNIFICANCE, Audit, Check, Finding, Group, Outcome, tripped
+from advplug.results import Flag, Verdict
 
 __all__ = [
     "CHECKS", "MIN_IMAGES", "SIGNIFICANCE", "Audit", "Check", "Finding", "Group", "Outcome", "examine", "verdict",
 ]  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Check:
-    """A check with its fixed level and what to do about it.
-
-    `cell` checks look at one attack, the others at the whole group; `required` ones have to run for `trusted`.
-    """
-
-    run: Callable[[Group], Outcome]
-    level: Level
-    advice: str
-    cell: bool = False
-    required: bool = True
-
-
-CHECKS: dict[str, Check] = {
+CHECKS: dict[str, Check[Group]] = {
     "zero-gradients": Check(
         gradients.zero_gradients,
         "error",
@@ -155,16 +140,7 @@ CHECKS: dict[str, Check] = {
 
 def examine(group: Group, cell: bool = False) -> tuple[tuple[Flag, ...], tuple[str, ...]]:
     """(flags of tripped checks, names of checks that lacked evidence); `cell` runs the per-attack checks only."""
-    flags, unchecked = [], []
-    for name, check in CHECKS.items():
-        if cell and not check.cell:
-            continue
-        outcome = check.run(group)
-        if outcome.state == "tripped":
-            flags.append(Flag(name, check.level, outcome.detail))
-        elif outcome.state == "unchecked":
-            unchecked.append(name)
-    return tuple(flags), tuple(unchecked)
+    return tripped({name: check for name, check in CHECKS.items() if check.cell or not cell}, group)
 
 
 def verdict(group: Group, flags: Sequence[Flag], unchecked: Sequence[str]) -> Verdict | None:

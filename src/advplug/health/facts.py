@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 
 from advplug.contracts import Gradient, Strength
 from advplug.estimate import Estimate, paired_p_value
 from advplug.evidence import Array, Evidence
+from advplug.results import Flag, Level
 
 State = Literal["passed", "tripped", "unchecked", "inapplicable"]
 SIGNIFICANCE = 0.01
@@ -28,6 +29,30 @@ class Outcome:
 
 
 PASSED, UNCHECKED, INAPPLICABLE = Outcome("passed"), Outcome("unchecked"), Outcome("inapplicable")
+
+
+Subject = TypeVar("Subject")
+
+
+@dataclass(frozen=True)
+class Check(Generic[Subject]):
+    """A check with its fixed level and what to do about it.
+
+    `cell` checks look at one attack, the others at the whole group; `required` ones have to run for `trusted`.
+    """
+
+    run: Callable[[Subject], Outcome]
+    level: Level
+    advice: str
+    cell: bool = False
+    required: bool = True
+
+
+def tripped(checks: Mapping[str, Check[Subject]], subject: Subject) -> tuple[tuple[Flag, ...], tuple[str, ...]]:
+    """(flags of tripped checks, names of checks that lacked evidence)."""
+    outcomes = {name: check.run(subject) for name, check in checks.items()}
+    flags = tuple(Flag(n, checks[n].level, o.detail) for n, o in outcomes.items() if o.state == "tripped")
+    return flags, tuple(n for n, o in outcomes.items() if o.state == "unchecked")
 
 
 @dataclass(frozen=True)
