@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import pytest
 
 import advplug
-from conftest import ROOT
+from conftest import benchmark_module
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> Any:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        import broken_defenses
-
-        yield broken_defenses
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
+    with benchmark_module("broken_defenses") as module:
+        yield module
 
 
 def judge(rows: Any) -> None:

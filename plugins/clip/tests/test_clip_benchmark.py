@@ -12,18 +12,13 @@ import pytest
 import torch
 
 from advplug.contracts import Batch
-from conftest import ROOT
+from conftest import benchmark_module
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> Any:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        import clip
-
-        yield clip
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
+    with benchmark_module("clip") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

@@ -57,9 +57,8 @@ def feature_collision(
     from advplug_art.poisons import OnTargets, Recipe
 
     craft = functools.partial(crafts.feature_collision, steps=steps, lr=lr, similarity=similarity, watermark=watermark)
-    victim: Any = surrogate
     recipe = Recipe(
-        "art.feature-collision", victim, share, craft, "feature_distance", crafts.nearest_distance,
+        "art.feature-collision", _victim(surrogate), share, craft, "feature_distance", crafts.nearest_distance,
         layers=(layer,) if layer else (),
     )  # fmt: skip
     return OnTargets(recipe, targets, wanted)

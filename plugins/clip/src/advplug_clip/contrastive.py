@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,24 +53,46 @@ def fit(scorer: ClipScorer, training: Training) -> Tuned:
     """
     texts = _texts(training)
     flat = [text for own in texts for text in own]
-    lost = learn_words(scorer.clip, scorer.tokens, flat)
+    warnings = read_texts(scorer, flat)
     captions = Captions(scorer.tokens(flat), np.concatenate([[0], np.cumsum([len(own) for own in texts])]))
     stream = training.stream.child("contrastive", training.schedule.seed)
+    with both_towers(scorer, training.device, stream):
+        loss = _run(scorer, training, captions, stream)
+    parameters = sum(p.numel() for p in scorer.parameters())
+    return Tuned(scorer, facts={"parameters": parameters, "training_loss": loss, "warnings": warnings})
+
+
+@contextmanager
+def both_towers(scorer: ClipScorer, device: torch.device, stream: Stream) -> Iterator[None]:
+    """Both towers on the device, in training mode, with gradients; flags and modes are as they were afterwards.
+
+    The global generators are seeded by `stream` meanwhile.
+    """
     flags = [(p, p.requires_grad) for p in scorer.parameters()]
-    scorer.to(training.device).train()
+    scorer.to(device).train()
     scorer.clip.visual.to(memory_format=torch.channels_last)  # a sixth faster
     try:
         for parameter, _ in flags:
             parameter.requires_grad_(True)
         with stream.as_global():
-            loss = _run(scorer, training, captions, stream)
+            yield
     finally:
         scorer.clip.visual.to(memory_format=torch.contiguous_format)
         scorer.eval()
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
         scorer.refresh()
-    return Tuned(scorer, facts=_facts(scorer, flat, lost, loss))
+
+
+def read_texts(scorer: ClipScorer, texts: Sequence[str], learn: bool = True) -> list[str]:
+    """Makes the word table that of these texts, if it is to `learn`; what a reader should know: texts that are cut,
+    words that are not told apart."""
+    cut = scorer.tokens.cut_note(texts)
+    warnings = [f"training captions: {cut}"] if cut else []
+    lost = learn_words(scorer.clip, scorer.tokens, texts) if learn else 0
+    if lost:
+        warnings.append(f"{lost} rare word pieces of the training captions are not told apart; raise words=")
+    return warnings
 
 
 def _texts(training: Training) -> tuple[tuple[str, ...], ...]:
@@ -81,21 +104,12 @@ def _texts(training: Training) -> tuple[tuple[str, ...], ...]:
     return found
 
 
-def _facts(scorer: ClipScorer, texts: list[str], lost: int, loss: float) -> dict[str, Any]:
-    cut = scorer.tokens.cut_note(texts)
-    warnings = [f"training captions: {cut}"] if cut else []
-    if lost:
-        warnings.append(f"{lost} rare word pieces of the training captions are not told apart; raise words=")
-    parameters = sum(p.numel() for p in scorer.parameters())
-    return {"parameters": parameters, "training_loss": loss, "warnings": warnings}
-
-
 def _run(scorer: ClipScorer, training: Training, captions: Captions, stream: Stream) -> float:
     """The mean loss of the last epoch."""
     plan, clip = training.schedule, scorer.clip
     size = min(plan.batch_size, len(training.data))
     steps = len(training.data) // size
-    optimizer, rate = _optimizer(scorer, training, plan.epochs * steps)
+    optimizer, rate = adamw(scorer, plan.lr, plan.weight_decay, WARM_UP, plan.epochs * steps)
     losses: list[float] = []
     for epoch in range(plan.epochs):
         losses = []
@@ -147,20 +161,24 @@ def pair_loss(images: Tensor, texts: Tensor, logit_scale: Tensor) -> Tensor:
     return (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
 
 
-def _optimizer(scorer: ClipScorer, training: Training, steps: int) -> tuple[torch.optim.Optimizer, Any]:
-    plan = training.schedule
+def adamw(
+    scorer: ClipScorer, lr: float, decay: float, rise: int, steps: int, falls: bool = True
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+    """AdamW for all parameters, and its rate by step: it rises for `rise` of the `steps`, a tenth of them at most, to
+    `lr`, and falls by half a cosine, or stays."""
     parameters = list(scorer.parameters())
     # Decay is for weight matrices and filters: on biases, norms and the scale it only distorts.
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": plan.weight_decay},
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=plan.lr, betas=BETAS, fused=True)
-    rise = max(1, min(WARM_UP, steps // 10))
+    made = torch.optim.AdamW(groups, lr=lr, betas=BETAS, fused=True)
+    risen = max(1, min(rise, steps // 10))
 
     def factor(step: int) -> float:
-        if step < rise:
-            return (step + 1) / rise
-        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+        if step < risen:
+            return (step + 1) / risen
+        past = min(step, steps) - risen if falls else 0
+        return 0.5 * (1 + math.cos(math.pi * past / max(1, steps - risen)))
 
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return made, torch.optim.lr_scheduler.LambdaLR(made, factor)

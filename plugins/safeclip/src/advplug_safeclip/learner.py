@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,9 +12,8 @@ import torch
 from torch import Tensor
 
 from advplug.train import demand_finite
-from advplug_clip.contrastive import BETAS, GREATEST
+from advplug_clip.contrastive import GREATEST, adamw, both_towers, read_texts
 from advplug_clip.scorer import ClipScorer
-from advplug_clip.tiny import learn_words
 from advplug_safeclip.pairs import Array, Pairs
 
 if TYPE_CHECKING:
@@ -44,22 +42,8 @@ class Learner:
 
     def start(self, lr: float | None, decay: float, updates: int, rise: int, falls: bool) -> None:
         """A fresh AdamW for the next `updates`: the rate rises to `lr` and stays, or falls by half a cosine."""
-        parameters = list(self.scorer.parameters())
-        # Decay is for weight matrices and filters: on biases, norms and the scale it only distorts.
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        risen = max(1, min(rise, updates // 10))
-
-        def factor(update: int) -> float:
-            if update < risen:
-                return (update + 1) / risen
-            part = min(1.0, (update - risen) / max(1, updates - risen)) if falls else 0.0
-            return 0.5 * (1 + math.cos(math.pi * part))
-
-        self._optimizer = torch.optim.AdamW(groups, lr=lr or self.training.schedule.lr, betas=BETAS, fused=True)
-        self._rate = torch.optim.lr_scheduler.LambdaLR(self._optimizer, factor)
+        lr = lr or self.training.schedule.lr
+        self._optimizer, self._rate = adamw(self.scorer, lr, decay, rise, updates, falls)
 
     def update(self, loss: Tensor) -> None:
         """One update by the gradient of `loss`. Raises CellFailure where that is no number."""
@@ -102,25 +86,7 @@ def learning(learner: Learner, fresh: bool = True) -> Iterator[list[str]]:
     Where the model is `fresh` its word table becomes that of the captions. Gives sentences for the reader: captions
     that are cut, words that are not told apart.
     """
-    scorer = learner.scorer
     flat = [text for own in learner.pairs.data.captions or () for text in own]
-    cut = scorer.tokens.cut_note(flat)
-    warnings = [f"training captions: {cut}"] if cut else []
-    lost = learn_words(scorer.clip, scorer.tokens, flat) if fresh else 0
-    if lost:
-        warnings.append(f"{lost} rare word pieces of the captions are not told apart; raise words= of the model")
-    flags = [(p, p.requires_grad) for p in scorer.parameters()]
-    scorer.to(learner.training.device).train()
-    # Convolutions of this layout take about half the time; values are the same but for rounding.
-    scorer.clip.visual.to(memory_format=torch.channels_last)
-    try:
-        for parameter, _ in flags:
-            parameter.requires_grad_(True)
-        with learner.stream.as_global():
-            yield warnings
-    finally:
-        scorer.clip.visual.to(memory_format=torch.contiguous_format)
-        scorer.eval()
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-        scorer.refresh()
+    warnings = read_texts(learner.scorer, flat, fresh)
+    with both_towers(learner.scorer, learner.training.device, learner.stream):
+        yield warnings

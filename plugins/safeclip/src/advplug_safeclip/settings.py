@@ -103,8 +103,8 @@ PRESETS: Mapping[str, Settings] = {
         drawn=GENTLE,
     ),
 }  # fmt: skip
-"""SafeCLIP's code (Yang et al. 2024, arXiv 2310.05862), with a floor that it does not have; and what was measured on
-4,000 pairs of digit-scenes."""
+"""SafeCLIP's code (Yang et al. 2024, arXiv 2310.05862), with a floor that it does not have; and what suits a few
+thousand pairs, by trials on digit-scenes of single phases and not of the whole."""
 
 
 def preset_for(given: str | None, pairs: int) -> tuple[str, str]:
