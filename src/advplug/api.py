@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from advplug.errors import UsageError
 from advplug.plans import Bound
 from advplug.results import RunResult
-from advplug.session import Request, execute, plan, poisonings
+from advplug.session import Request, execute, plan_all
 
 if TYPE_CHECKING:
     from torch import nn
@@ -79,7 +79,8 @@ def evaluate(
         offline=offline,
         command="advplug.evaluate",
     )
-    return execute(request, plan(request), progress, poisonings(request))
+    sweeps, poisons = plan_all(request)
+    return execute(request, sweeps, progress, poisons)
 
 
 def _listed(value: Any) -> list[Any]:

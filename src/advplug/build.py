@@ -38,7 +38,7 @@ from advplug.judging import IMAGE_TEXT
 from advplug.keys import SCHEMA, digest
 from advplug.params import plain
 from advplug.plans import Bound, VictimPlan
-from advplug.prepared import Prepared, left_to_judge, poison, rounds, sift
+from advplug.prepared import Prepared, left_to_judge, poison, sift, with_rounds
 from advplug.rng import Stream
 from advplug.train import Training
 from advplug.victim import Columns, Victim
@@ -117,8 +117,7 @@ class Builder:
         trained, chain = self._train(plan, info, data, stages)
         facts: dict[str, Any] = dict(prepared.facts)
         by = next((bound for bound, stage in stages if isinstance(stage, Fit)), plan.model)
-        chose = {} if trained.trusted is None else {"rounds": rounds(trained.trusted, prepared.poisons)}
-        _tell(facts, by, {**trained.facts, **chose})
+        _tell(facts, by, with_rounds(trained.facts, trained.trusted, prepared.poisons))
         model, defend = trained.model, 0.0
         for bound, stage in stages:
             if isinstance(stage, Tune):

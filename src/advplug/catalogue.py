@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from advplug import hooks
-from advplug.contracts import AttackCaps, PoisonCaps
+from advplug.contracts import AttackCaps, Caps, PoisonCaps
 from advplug.params import ParamSpec
 from advplug.perturbations import SETS
 from advplug.registry import Entry, Registry
@@ -36,32 +37,38 @@ def listing_json(known: Registry, kind: str | None) -> str:
 
 def attacks_markdown(known: Registry) -> str:
     """A Markdown table of all attacks on images: name, backend, norms, access, goals, paper."""
-    rows = ["| attack | from | norms | access | goals | what it is | paper |", "|---|---|---|---|---|---|---|"]
-    for entry in known.entries("attack"):
-        caps = entry.spec.caps
+
+    def columns(caps: Caps) -> tuple[str, ...] | None:
         if not isinstance(caps, AttackCaps):
-            continue
+            return None
         norms = ", ".join(n for n in SETS if n in caps.norms) + (" (smallest change)" if caps.minimum_norm else "")
-        summary, paper = (text.replace("|", "\\|") for text in (entry.spec.summary, entry.spec.paper))
-        cells = (f"`{entry.name}`", entry.source.distribution, norms, str(caps.access), ", ".join(sorted(caps.goals)),
-                 summary, paper)  # fmt: skip
-        rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows)
+        return norms, str(caps.access), ", ".join(sorted(caps.goals))
+
+    return _markdown(known, ("norms", "access", "goals"), columns)
 
 
 def poisons_markdown(known: Registry) -> str:
     """A Markdown table of all attacks on training sets: name, backend, models, labels, paper."""
-    rows = ["| attack | from | poisons the data of | labels | what it is | paper |", "|---|---|---|---|---|---|"]
-    for entry in known.entries("attack"):
-        caps = entry.spec.caps
+    kinds = {"image": "classifiers", "image-text": "CLIP models"}
+
+    def columns(caps: Caps) -> tuple[str, ...] | None:
         if not isinstance(caps, PoisonCaps):
-            continue
-        kinds = {"image": "classifiers", "image-text": "CLIP models"}
+            return None
         models = " and ".join(kinds[m] for m in sorted(caps.modalities))
-        summary, paper = (text.replace("|", "\\|") for text in (entry.spec.summary, entry.spec.paper))
-        labels = "stay true" if caps.clean_label else "may change"
-        cells = (f"`{entry.name}`", entry.source.distribution, models, labels, summary, paper)
-        rows.append(f"| {' | '.join(cells)} |")
+        return models, "stay true" if caps.clean_label else "may change"
+
+    return _markdown(known, ("poisons the data of", "labels"), columns)
+
+
+def _markdown(known: Registry, headings: Sequence[str], columns: Callable[[Caps], tuple[str, ...] | None]) -> str:
+    """The attacks for which `columns` gives something, in the columns of these headings."""
+    header = ("attack", "from", *headings, "what it is", "paper")
+    rows = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    for entry in known.entries("attack"):
+        own = columns(entry.spec.caps)
+        if own is not None:
+            told = (text.replace("|", "\\|") for text in (entry.spec.summary, entry.spec.paper))
+            rows.append(f"| {' | '.join((f'`{entry.name}`', entry.source.distribution, *own, *told))} |")
     return "\n".join(rows)
 
 

@@ -86,24 +86,22 @@ def evaluate(no_baseline: bool, plot: Path | None, **given: Any) -> None:
     kept in the output folder, and the same command again computes only what is missing.
     """
     from advplug.console import show
-    from advplug.session import plan
+    from advplug.session import plan_all
 
     baseline = not no_baseline
     if plot is None:
-        _run(plan, show, baseline=baseline, **given)
+        _run(plan_all, show, baseline=baseline, **given)
         return
     from advplug.plot import axis_of, draw, plot_path
     from advplug.poison_plot import axis_of_poisons
-    from advplug.session import poisonings
 
     plot_path(plot)
     axes = []
 
-    def plan_along(request: Any) -> list[Any]:
-        sweeps = plan(request)
-        poisons = poisonings(request) if not sweeps else []
-        axes.append(axis_of_poisons(poisons) if poisons else axis_of(sweeps))
-        return sweeps
+    def plan_along(request: Any) -> tuple[list[Any], list[Any]]:
+        sweeps, poisons = plan_all(request)
+        axes.append(axis_of(sweeps) if sweeps or not poisons else axis_of_poisons(poisons))
+        return sweeps, poisons
 
     def show_and_draw(result: Any, as_json: bool, quiet: bool) -> None:
         show(result, as_json, quiet)
@@ -128,11 +126,11 @@ def transfer(attack: str, **given: Any) -> None:
     from advplug.console import show_transfer
     from advplug.session import plan_transfer
 
-    _run(lambda request: plan_transfer(request, attack), show_transfer, audit="none", certify=False, **given)
+    _run(lambda request: (plan_transfer(request, attack), []), show_transfer, audit="none", certify=False, **given)
 
 
 def _run(
-    plan: Callable[[Any], list[Any]],
+    plan: Callable[[Any], tuple[list[Any], list[Any]]],
     show: Callable[[Any, bool, bool], None],
     output: Path,
     as_json: bool,
@@ -143,14 +141,13 @@ def _run(
     **given: Any,
 ) -> None:
     from advplug.errors import CellFailure
-    from advplug.session import Request, certificates, execute, poisonings
+    from advplug.session import Request, certificates, execute
     from advplug.skipping import all_skipping
 
     if skip_bad:
         given["datasets"] = all_skipping(given["datasets"])
     request = Request(output=output, command=_command_line(), **given)
-    sweeps = plan(request)
-    poisons = poisonings(request) if request.attacks else []
+    sweeps, poisons = plan(request)
     if dry_run:
         _print_plan(sweeps, certificates(request, sweeps), poisons, request, as_json)
         return

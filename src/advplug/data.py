@@ -100,7 +100,11 @@ class Split:
             for row, texts in zip(rows, captions, strict=True):
                 written[int(row)] = texts
             new_captions = tuple(written)
-        pixels = self.images if images is None else _Patched(self.images, rows, ArrayImages(images))
+        pixels = self.images
+        if images is not None:
+            place = np.full(len(self), -1)
+            place[rows] = np.arange(len(rows))
+            pixels = _Patched(self.images, ArrayImages(images), place)
         return Split(pixels, new_labels, self.index, new_captions, self.names)
 
     def joined(
@@ -160,11 +164,11 @@ class _Picked:
 
 @dataclass(frozen=True)
 class _Patched:
-    """`images` with others at `rows`."""
+    """`images` with others in the place of some; `place` (N,) says which, -1 where an image is as it was."""
 
     images: Images
-    rows: np.ndarray[Any, Any]
     others: Images
+    place: np.ndarray[Any, Any]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -172,11 +176,8 @@ class _Patched:
     def take(self, rows: np.ndarray[Any, Any]) -> Tensor:
         import torch
 
-        order = np.argsort(self.rows, kind="stable")
-        at = np.searchsorted(self.rows, rows, sorter=order).clip(max=max(0, len(self.rows) - 1))
-        place = order[at] if len(order) else at
-        hit = self.rows[place] == rows if len(order) else np.zeros(len(rows), dtype=bool)
-        taken = self.images.take(rows)
+        taken, place = self.images.take(rows), self.place[rows]
+        hit = place >= 0
         if hit.any():
             taken = taken.clone()
             taken[torch.from_numpy(hit)] = self.others.take(place[hit])

@@ -38,36 +38,29 @@ def plan_rows(sweeps: Sequence[Sweep], done: Mapping[str, str]) -> list[dict[str
 def proof_rows(proofs: Sequence[CertificatePlan], done: Mapping[str, str]) -> list[dict[str, Any]]:
     """The certificates that are due, like `plan_rows`; `radii` are empty where the defense has its own."""
     return [
-        {
-            "key": plan.key,
-            **plan.identity(),
-            "radii": [str(radius) for radius in plan.radii],
-            "images": plan.limit,
-            "state": _state(plan.refused is not None, done.get(plan.key, "")),
-            "reason": str(plan.refused) if plan.refused else None,
-            "notes": list(plan.notes),
-        }
-        for plan in proofs
+        _row(plan, done, radii=[str(radius) for radius in plan.radii]) | {"notes": list(plan.notes)} for plan in proofs
     ]
-
-
-def _state(refused: bool, stored: str) -> str:
-    return "refused" if refused else {"ok": "done", "failed": "again"}.get(stored, "to do")
 
 
 def poison_rows(plans: Sequence[PoisonPlan], done: Mapping[str, str]) -> list[dict[str, Any]]:
     """The attacks on training data, like `plan_rows`."""
-    return [
-        {
-            "key": plan.key,
-            **plan.identity(),
-            "images": plan.limit,
-            "state": _state(plan.refused is not None, done.get(plan.key, "")),
-            "reason": str(plan.refused) if plan.refused else None,
-            "notes": [],
-        }
-        for plan in plans
-    ]
+    return [_row(plan, done) for plan in plans]
+
+
+def _row(plan: CertificatePlan | PoisonPlan, done: Mapping[str, str], **more: Any) -> dict[str, Any]:
+    return {
+        "key": plan.key,
+        **plan.identity(),
+        **more,
+        "images": plan.limit,
+        "state": _state(plan.refused is not None, done.get(plan.key, "")),
+        "reason": str(plan.refused) if plan.refused else None,
+        "notes": [],
+    }
+
+
+def _state(refused: bool, stored: str) -> str:
+    return "refused" if refused else {"ok": "done", "failed": "again"}.get(stored, "to do")
 
 
 def plan_json(

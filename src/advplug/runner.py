@@ -32,9 +32,10 @@ from advplug.params import plain
 from advplug.perturbations import LP
 from advplug.pipeline import SweepResult, run_sweep
 from advplug.plans import VictimPlan
+from advplug.poison_evidence import PoisonEvidence
+from advplug.poison_evidence import measured as poison_metrics
 from advplug.poisoned import judge
-from advplug.poisonings import PoisonEvidence, PoisonPlan
-from advplug.poisonings import measured as poison_metrics
+from advplug.poisonings import PoisonPlan
 from advplug.recorded import checked_values, finite, provenance
 from advplug.registry import Registry
 from advplug.results import Cell, Certificate, Passes, Poisoning, Seconds, Status
@@ -258,6 +259,11 @@ class Runner:
                 notes.append(f"metric '{entry.name}' failed: {type(error).__name__}: {error}")
         return values, notes
 
+    def _note_failure(self, what: str, error: AdvplugError) -> None:
+        if isinstance(error, UsageError):
+            self.usage_errors.append(str(error))
+        self.progress.note(f"failed: {what}: {error}")
+
     # --- certificates ---
 
     def _certify(self, plan: CertificatePlan) -> None:
@@ -272,9 +278,7 @@ class Runner:
             else:
                 made, proofs = self._proven(plan)
         except AdvplugError as error:
-            if isinstance(error, UsageError):
-                self.usage_errors.append(str(error))
-            self.progress.note(f"failed: certificate of {plan.victim.model.label}: {error}")
+            self._note_failure(f"certificate of {plan.victim.model.label}", error)
             made, proofs = Certificate(plan.key, status="failed", reason=str(error), **named), None
         self.store.put_certificate(made, proofs.to_bytes() if proofs else None)
 
@@ -310,9 +314,7 @@ class Runner:
             else:
                 made, evidence = self._poisoned(plan)
         except AdvplugError as error:
-            if isinstance(error, UsageError):
-                self.usage_errors.append(str(error))
-            self.progress.note(f"failed: {plan.attack.label} on {plan.victim.model.label}: {error}")
+            self._note_failure(f"{plan.attack.label} on {plan.victim.model.label}", error)
             made = Poisoning(plan.key, status="failed", reason=str(error), **named)
         self.store.put_poisoning(made, evidence.to_bytes() if evidence else None)
 

@@ -51,34 +51,24 @@ class Request:
 
 def plan(request: Request) -> list[Sweep]:
     """The sweeps of the request, without torch. Raises UsageError for anything that cannot be asked for."""
-    axes, attacks = _asked(request)
-    known = registry()
-    evasion = tuple(a for a in attacks if not is_poison(known, a))
-    if attacks and not evasion:
-        return []
-    return expand(replace(axes, attacks=evasion), known)
+    return plan_all(request)[0]
 
 
-def poisonings(request: Request) -> list[PoisonPlan]:
-    """The attacks on training data among those of the request. Raises UsageError."""
-    axes, attacks = _asked(request)
-    known = registry()
-    return planned_poisons(axes, [a for a in attacks if is_poison(known, a)], known)
-
-
-def _asked(request: Request) -> tuple[Axes, tuple[Reference, ...]]:
-    """The axes and the attacks as written."""
+def plan_all(request: Request) -> tuple[list[Sweep], list[PoisonPlan]]:
+    """The sweeps, and the attacks on training data, likewise; no sweeps where only the latter were asked for."""
     _demand_valid(request)
     known = registry()
     attacks = tuple(parse_reference(a) for a in request.attacks)
+    poisons = tuple(a for a in attacks if is_poison(known, a))
     axes = _axes(
         request,
         known,
         models=tuple(_bound(known, "model", m) for m in request.models),
         defenses=tuple(bind_stack(known, parse_stack(d)) for d in request.defenses or ("none",)),
-        attacks=attacks,
+        attacks=tuple(a for a in attacks if a not in poisons),
     )
-    return axes, attacks
+    sweeps = [] if poisons and not axes.attacks else expand(axes, known)
+    return sweeps, planned_poisons(axes, poisons, known)
 
 
 def plan_transfer(request: Request, attack: str) -> list[Sweep]:
