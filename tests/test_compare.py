@@ -13,7 +13,7 @@ from advplug.compare import compare, gate, render
 from advplug.errors import GateError, UsageError
 from advplug.estimate import paired_difference
 from advplug.evidence import Evidence
-from advplug.results import Cell, Flag, ThreatRow
+from advplug.results import Cell, Flag, RunInfo, RunResult, ThreatRow
 from advplug.store import Store
 from cli_tools import run
 from conftest import python
@@ -171,7 +171,7 @@ def said(folder: Path, verdict: str, *flags: Flag) -> None:
         "digits", "cnn", "none", "linf", "1/10", "untargeted", 0, ("pgd",), None, None, None, verdict, flags
     )  # type: ignore[arg-type]
     with Store(folder) as kept:
-        kept.put_verdicts([row])
+        kept.put_shown(RunResult(RunInfo({}, 0, "cpu", ""), (), (row,)))
 
 
 def test_a_number_that_is_not_trustworthy_is_no_gain(runs):

@@ -14,7 +14,8 @@ from advplug.errors import GateError, UsageError
 from advplug.estimate import Estimate, paired_difference
 from advplug.evidence import Array, Evidence, worst_case
 from advplug.keys import SCHEMA
-from advplug.store import THREAT, contents, verdicts
+from advplug.runs import observed, read
+from advplug.store import THREAT
 
 COLUMNS = THREAT
 UNTRUSTED = "not trustworthy"
@@ -130,9 +131,8 @@ def compare(a: Path, b: Path) -> Compared:
 def _threats(folder: Path) -> dict[tuple[Any, ...], _Threat]:
     """By name; of several sets of images under one name the largest. Similarities are no accuracy and left out."""
     found: dict[tuple[Any, ...], dict[bytes, _Threat]] = {}
-    stored = contents(folder)
-    said = verdicts(folder)
-    for cell, evidence in stored:
+    said = _verdicts(folder)
+    for cell, evidence in observed(folder):
         if evidence.minimised:
             continue
         columns = {c: getattr(cell, c) for c in COLUMNS}
@@ -144,6 +144,14 @@ def _threats(folder: Path) -> dict[tuple[Any, ...], _Threat]:
     if not found:
         raise UsageError(f"{folder} holds no finished cell; advplug eval -o {folder} makes some")
     return {key: max(sets.values(), key=lambda t: t.evidence[0].n) for key, sets in found.items()}
+
+
+def _verdicts(folder: Path) -> dict[tuple[Any, ...], tuple[str | None, tuple[str, ...]]]:
+    """Verdict and names of the flags above level info of each threat that a finished run told of."""
+    return {
+        tuple(getattr(row, c) for c in COLUMNS): (row.verdict, tuple(f.name for f in row.flags if f.level != "info"))
+        for row in read(folder).threats
+    }
 
 
 def _compared(left: _Threat, right: _Threat, common: Array) -> Comparison:

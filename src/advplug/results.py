@@ -240,6 +240,18 @@ def poisoning_from_json(data: dict[str, Any]) -> Poisoning:
     return made
 
 
+def threat_from_json(data: dict[str, Any]) -> ThreatRow:
+    """The inverse of `ThreatRow`'s JSON form. Raises pydantic.ValidationError for anything else."""
+    made: ThreatRow = _adapter(ThreatRow).validate_python(data)
+    return made
+
+
+def run_from_json(data: dict[str, Any]) -> RunInfo:
+    """The inverse of `RunInfo`'s JSON form. Raises pydantic.ValidationError for anything else."""
+    made: RunInfo = _adapter(RunInfo).validate_python(data)
+    return made
+
+
 @functools.cache
 def _adapter(kind: type) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter

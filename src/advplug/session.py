@@ -204,11 +204,14 @@ def execute(
         store = stack.enter_context(Store(folder, request.fresh))
         due = certificates(request, sweeps)
         runner = Runner(sweeps, store, registry(), options, progress or Silent(), certificates=due, poisonings=poisons)
-        runner.run()
         output = None if request.output is None else str(folder)
         info = RunInfo(versions(), request.seed, runner.device, request.command, output)
-        result = assemble(sweeps, stored(store, request.audit), info, due, poisons)
-        store.put_verdicts(result.threats)
+        try:
+            runner.run()
+        finally:
+            # Of an interrupted run too, what is finished can be read.
+            result = assemble(sweeps, stored(store, request.audit), info, due, poisons)
+            store.put_shown(result)
     impossible = runner.usage_errors or [str(c.reason) for c in result.done if c.status == "refused"]
     if impossible and all(c.status == "refused" or c.reason in runner.usage_errors for c in result.done):
         raise UsageError(impossible[0])

@@ -21,7 +21,7 @@ from advplug.results import (
     Cell,
     Certificate,
     Poisoning,
-    ThreatRow,
+    RunResult,
     cell_from_json,
     certificate_from_json,
     poisoning_from_json,
@@ -33,8 +33,9 @@ CREATE TABLE IF NOT EXISTS cell (
     finished TEXT NOT NULL DEFAULT (datetime('now')));
 CREATE TABLE IF NOT EXISTS audit (
     key TEXT PRIMARY KEY, audit BLOB NOT NULL, finished TEXT NOT NULL DEFAULT (datetime('now')));
-CREATE TABLE IF NOT EXISTS threat (
-    key TEXT PRIMARY KEY, row TEXT NOT NULL, finished TEXT NOT NULL DEFAULT (datetime('now')));
+CREATE TABLE IF NOT EXISTS shown (
+    kind TEXT NOT NULL, key TEXT NOT NULL, row TEXT NOT NULL, finished TEXT NOT NULL DEFAULT (datetime('now')),
+    PRIMARY KEY (kind, key));
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 _PUT = (
@@ -164,11 +165,17 @@ class Store:
         with explained(self.folder):
             return self._db.execute(query, (key,)).fetchone()
 
-    def put_verdicts(self, rows: Sequence[ThreatRow]) -> None:
-        """Writes what the run's threats came to, in place of what runs before it in this folder said of them."""
-        values = [(digest({c: getattr(r, c) for c in THREAT}), json.dumps(asdict(r), allow_nan=False)) for r in rows]
+    def put_shown(self, result: RunResult) -> None:
+        """Writes what a run's cells came to together, in place of what runs before it in this folder said of the
+        same threats, certificates and attacks on training data."""
+        rows: list[tuple[str, str, Any]] = []
+        rows += [("threat", digest({c: getattr(r, c) for c in THREAT}), r) for r in result.threats]
+        rows += [(_CERTIFICATE, r.key, r) for r in result.certificates]
+        rows += [(_POISONING, r.key, r) for r in result.poisonings]
+        rows += [("run", digest({"command": result.run.command}), result.run)]
+        values = [(kind, key, json.dumps(asdict(row), allow_nan=False)) for kind, key, row in rows]
         with self._transaction():
-            self._db.executemany("INSERT OR REPLACE INTO threat (key, row) VALUES (?, ?)", values)
+            self._db.executemany("INSERT OR REPLACE INTO shown (kind, key, row) VALUES (?, ?, ?)", values)
 
     def put_audit(self, key: str, audit: bytes) -> None:
         with self._transaction():
@@ -184,41 +191,41 @@ def finished(folder: Path, keys: Sequence[str]) -> dict[str, str]:
     path = folder / "results.sqlite"
     if not path.is_file() or not path.stat().st_size:
         return {}
-    # Not mode=ro: what a killed run left half written has to be rolled back before it can be read.
-    uri = f"{path.absolute().as_uri()}?mode=rw"
-    with explained(folder), contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
-        made = db.execute("SELECT 1 FROM sqlite_master WHERE name='cell'").fetchone()
-        rows = dict(db.execute("SELECT key, status FROM cell")) if made else {}
+    with reading(folder) as db:
+        rows = dict(_select(db, "cell", "SELECT key, status FROM cell"))
     return {k: rows[k] for k in keys if k in rows}
 
 
-def verdicts(folder: Path) -> dict[tuple[Any, ...], tuple[str | None, tuple[str, ...]]]:
-    """Verdict and names of the flags above level info of the threats of finished runs, by the values of `THREAT`."""
-    uri = f"{(folder / 'results.sqlite').absolute().as_uri()}?mode=rw"
-    with explained(folder), contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
-        made = db.execute("SELECT 1 FROM sqlite_master WHERE name='threat'").fetchone()
-        rows = [json.loads(row) for (row,) in db.execute("SELECT row FROM threat")] if made else []
-    return {
-        tuple(r[c] for c in THREAT): (r["verdict"], tuple(f["name"] for f in r["flags"] if f["level"] != "info"))
-        for r in rows
-    }
-
-
-def contents(folder: Path) -> list[tuple[Cell, Evidence]]:
-    """The finished cells of a run with their evidence, in the order of their writing, without locking or creating
-    anything. Raises UsageError where `folder` is no run's."""
+@contextlib.contextmanager
+def reading(folder: Path) -> Iterator[sqlite3.Connection]:
+    """The stored tables, without locking or creating anything. Raises UsageError where `folder` is no run's."""
     path = folder / "results.sqlite"
     if not path.is_file():
         raise UsageError(f"{folder} holds no results.sqlite; give the folder of a run, the one named with -o")
+    # Not mode=ro: what a killed run left half written has to be rolled back before it can be read.
     uri = f"{path.absolute().as_uri()}?mode=rw"
     with explained(folder), contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
-        query = (
-            "SELECT cell, evidence FROM cell "
-            "WHERE status='ok' AND evidence IS NOT NULL AND sweep NOT IN (?, ?) ORDER BY rowid"
-        )
-        made = db.execute("SELECT 1 FROM sqlite_master WHERE name='cell'").fetchone()
-        rows = db.execute(query, (_CERTIFICATE, _POISONING)).fetchall() if made else []
-    return [(cell_from_json(json.loads(cell)), Evidence.from_bytes(evidence)) for cell, evidence in rows]
+        yield db
+
+
+def _select(db: sqlite3.Connection, table: str, query: str, values: Sequence[str] = ()) -> list[Any]:
+    """Rows; none where the table was never made."""
+    made = db.execute("SELECT 1 FROM sqlite_master WHERE type='table' AND name=?", (table,)).fetchone()
+    return db.execute(query, values).fetchall() if made else []
+
+
+def shown(db: sqlite3.Connection, kind: str) -> dict[str, Any]:
+    """What finished runs said of a `kind`, by key: threat, certificate, poisoning or run."""
+    rows = _select(db, "shown", "SELECT key, row FROM shown WHERE kind=? ORDER BY rowid", (kind,))
+    return {key: json.loads(row) for key, row in rows}
+
+
+def cells(db: sqlite3.Connection, kind: str = "cell") -> Iterator[tuple[Any, bytes | None]]:
+    """All stored cells, certificates or poisonings as JSON, with their evidence, in the order of their writing."""
+    where = "sweep NOT IN (?, ?)" if kind == "cell" else "sweep=?"
+    named = (_CERTIFICATE, _POISONING) if kind == "cell" else (kind,)
+    for cell, evidence in _select(db, "cell", f"SELECT cell, evidence FROM cell WHERE {where} ORDER BY rowid", named):  # noqa: S608
+        yield json.loads(cell), evidence
 
 
 _REASONS = {

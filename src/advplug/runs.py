@@ -1,0 +1,53 @@
+"""The folder of one or more runs, read again: cells, threats and what was observed of each image. Torch-free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from advplug.evidence import Evidence
+from advplug.results import (
+    Cell,
+    RunInfo,
+    RunResult,
+    cell_from_json,
+    certificate_from_json,
+    poisoning_from_json,
+    run_from_json,
+    threat_from_json,
+)
+from advplug.store import cells, reading, shown
+from advplug.versions import versions
+
+
+def read(folder: Path) -> RunResult:
+    """Everything the folder holds, whatever its status, in the order of its writing.
+
+    Threats, with their verdicts, are those of runs that came to an end, the last word on each; cells of a run that was
+    killed have no threat yet. Several runs in one folder are one result, told as the last of them was.
+    Raises UsageError where `folder` is no run's.
+    """
+    with reading(folder) as db:
+        certified, poisoned = shown(db, "certificate"), shown(db, "poisoning")
+        runs = list(shown(db, "run").values())
+        info = run_from_json(runs[-1]) if runs else RunInfo(versions(), 0, "unknown", "", str(folder))
+        return RunResult(
+            info,
+            tuple(cell_from_json(made) for made, _ in cells(db)),
+            tuple(threat_from_json(row) for row in shown(db, "threat").values()),
+            tuple(certificate_from_json(_last(made, certified)) for made, _ in cells(db, "certificate")),
+            tuple(poisoning_from_json(_last(made, poisoned)) for made, _ in cells(db, "poisoning")),
+        )
+
+
+def observed(folder: Path) -> list[tuple[Cell, Evidence]]:
+    """The finished cells that have evidence, with it, in the order of their writing. Raises UsageError likewise."""
+    with reading(folder) as db:
+        rows = [(cell_from_json(made), evidence) for made, evidence in cells(db) if made["status"] == "ok"]
+    return [(cell, Evidence.from_bytes(evidence)) for cell, evidence in rows if evidence]
+
+
+def _last(made: Any, told: dict[str, Any]) -> Any:
+    """A row as the last run that came to an end completed it, unless it was computed anew since."""
+    found = told.get(made["key"])
+    return found if found is not None and found["status"] == made["status"] else made
