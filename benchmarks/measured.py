@@ -1,4 +1,5 @@
-"""The evaluations that docs/defenses.md and docs/clip.md quote, each one command: runs them and keeps what came out.
+"""The evaluations that docs/defenses.md, docs/clip.md and docs/poisoning.md quote, each one command, some with several
+seeds: runs them and keeps what came out.
 
     python benchmarks/measured.py [NAME ...] [--only-missing]
 
@@ -27,6 +28,7 @@ RESNET20 = "py:engine_models:ResNet20,weights=$ADVPLUG_DATA/weights/resnet20_cif
 SIGMAS = (0.5, 1, 1.5, 2)
 SCENES = "--dataset digit-scenes"
 TUNED = "-d jpeg:quality=50 -d mat -d caption-advtrain -d fare -d tecoa"
+BACKDOORS = "-a ba:count=7 -a ba:count=14 -a ba:count=70 -a ba:count=140"
 THOROUGH = "caption-pgd:steps=50,restarts=3"
 
 COMMANDS = {
@@ -59,29 +61,56 @@ COMMANDS = {
     # Noise and rounding of scores against questions, under an attack that climbs scores and one that does not.
     "queries": "--dataset digits -m cnn -d score-noise -d score-round -a square:queries=1000 "
     "-a art.hopskipjump:queries=1000 -e 1/20 -n 60",
+    # Backdoors of classifiers by the number of poisons.
+    "backdoors": f"--dataset digits -m cnn {BACKDOORS}",
+    "backdoors-mnist": f"--dataset mnist:root=$ADVPLUG_DATA/mnist,train=5000,n=2000 -m cnn-a:epochs=5 {BACKDOORS}",
+    # Copies of test images under a wrong label, in a network that fits its training set.
+    "label-flips": "--dataset digits -m cnn:epochs=40 -a tdpa:copies=1 -a tdpa:copies=2 -a tdpa:copies=3",
+    # What looks for poisons finds of 5 % backdoored images, and what a found trigger's unlearning leaves.
+    "poison-removal": "--dataset digits -m cnn -a ba:rate=0.05 -d art.spectral-signatures -d art.activation-clustering "
+    "-d art.neural-cleanse",
+    "poison-removal-mnist": "--dataset mnist:root=$ADVPLUG_DATA/mnist,train=5000,n=2000 -m cnn-a:epochs=5 "
+    "-a ba:rate=0.05 -d art.spectral-signatures -d art.activation-clustering",
+    # CLIP on photographs from a folder; the sample is far too small to learn from, so this shows that it runs.
+    "flickr8k": "--dataset flickr8k:$ADVPLUG_DATA/flickr8k,size=32 -m clip-tiny:task=retrieval,epochs=4 "
+    "-a ba:trigger=checker,size=4,count=80,target=dog -d safeclip -d roclip -d cleanclip",
 }
+SEEDS = dict.fromkeys(
+    ("backdoors", "backdoors-mnist", "label-flips", "poison-removal", "poison-removal-mnist"), (0, 1, 2)
+)
+"""Of commands that are repeated; the others run with the seed 0 only."""
 
 
 def run(name: str) -> dict[str, Any]:
-    """One command's threats and the seconds it took. Raises CalledProcessError where it fails."""
-    with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "OUT": str(KEPT)}
-        arguments = [os.path.expandvars(a) for a in shlex.split(COMMANDS[name].replace("$OUT", str(KEPT)))]
-        command = [sys.executable, "-m", "advplug.cli", "eval", *arguments, "--json", "-q", "-o", folder]
-        clock = time.perf_counter()
-        done = subprocess.run(command, env=environment, cwd=HERE, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{name}: {done.stderr.strip()}")
-        result = json.loads(done.stdout)
+    """What one command came to, with each of its seeds, and the seconds it took."""
+    seeds = SEEDS.get(name, (0,))
+    clock = time.perf_counter()
+    results = [_result(name, seed) for seed in seeds]
+    repeated = "" if len(seeds) == 1 else " --seed SEED"
     return {
-        "command": f"advplug eval {COMMANDS[name].replace('$OUT/', '')}",
+        "command": f"advplug eval {COMMANDS[name].replace('$OUT/', '')}{repeated}",
         "seconds": round(time.perf_counter() - clock),
         "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
         "machine": platform.machine(),
-        "versions": result["run"]["versions"],
-        "cells": [_cell(c) for c in result["cells"]],
-        "threats": [_threat(t) for t in result["threats"]],
+        "versions": results[0]["run"]["versions"],
+        "cells": [_cell(c) for result in results for c in result["cells"]],
+        "threats": [_threat(t) for result in results for t in result["threats"]],
+        "poisonings": [_poisoning(p) for result in results for p in result["poisonings"]],
     }
+
+
+def _result(name: str, seed: int) -> Any:
+    """The JSON of the command. Raises SystemExit where it fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "OUT": str(KEPT)}
+        arguments = [os.path.expandvars(a) for a in shlex.split(COMMANDS[name].replace("$OUT", str(KEPT)))]
+        command = [sys.executable, "-m", "advplug.cli", "eval", *arguments, "--seed", str(seed), "--json", "-q"]
+        done = subprocess.run(
+            [*command, "-o", folder], env=environment, cwd=HERE, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise SystemExit(f"{name}: {done.stderr.strip()}")
+        return json.loads(done.stdout)
 
 
 def _cell(cell: dict[str, Any]) -> dict[str, Any]:
@@ -100,6 +129,15 @@ def _threat(threat: dict[str, Any]) -> dict[str, Any]:
             "clean_similarity", "worst_case_similarity", "recovery", "static_recovery")  # fmt: skip
     flags = [{k: f[k] for k in ("name", "level", "detail")} for f in threat["flags"]]
     return {k: threat[k] for k in kept} | {"flags": flags, "unchecked": threat["unchecked"]}
+
+
+def _poisoning(made: dict[str, Any]) -> dict[str, Any]:
+    """What was measured, with what each defense tells of itself."""
+    kept = ("attack", "defense", "seed", "status", "reason", "poisons", "training_images", "metrics", "differences",
+            "verdict", "seconds")  # fmt: skip
+    facts = {name: _plain(told) for name, told in made["provenance"].get("facts", {}).items()}
+    flags = [{k: f[k] for k in ("name", "level", "detail")} for f in made["flags"]]
+    return {k: made[k] for k in kept} | {"flags": flags, "facts": facts}
 
 
 def main() -> None:
@@ -123,6 +161,9 @@ def main() -> None:
             worst, near = t["worst_case_accuracy"], t["worst_case_similarity"]
             shown = f"{100 * worst['value']:.1f} %" if worst else near and f"{near['value']:.3f}"
             print(name, t["defense"], t["eps"], shown, t["verdict"], flush=True)
+        for p in result["poisonings"]:
+            shares = {k: round(v["value"], 3) for k, v in p["metrics"].items() if v}
+            print(name, p["seed"], p["attack"], p["defense"], shares, p["verdict"], flush=True)
 
 
 if __name__ == "__main__":

@@ -98,6 +98,8 @@ def percent(estimate: dict[str, Any] | None) -> str:
 def measured_markdown(result: dict[str, Any]) -> str:
     """What one command of `benchmarks/measured.py` came to: its threats, each with the strongest static and adaptive
     figure of its attacks, and the flags that say why a number is what it is."""
+    if result.get("poisonings"):
+        return poisonings_markdown(result)
     if any(t.get("worst_case_similarity") for t in result["threats"]):
         return similarities_markdown(result)
     n = next(t["clean_accuracy"]["n"] for t in result["threats"] if t["clean_accuracy"])
@@ -117,6 +119,55 @@ def measured_markdown(result: dict[str, Any]) -> str:
             f"| {percent(t['worst_case_accuracy'])} | {t['verdict']} | {flags} |"
         )
     return "\n".join(lines)
+
+
+def poisonings_markdown(result: dict[str, Any]) -> str:
+    """What attacks on training data came to: a row an attack and defense, all seeds side by side."""
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for made in result["poisonings"]:
+        rows.setdefault((made["attack"], made["defense"]), []).append(made)
+    found = next(iter(rows.values()))
+    asked = [n for n in SUCCESSES if any(made["metrics"].get(n) for made in result["poisonings"])]
+    removes = any(_removed(made) for made in result["poisonings"])
+    n = max(m["n"] for made in result["poisonings"] for m in made["metrics"].values() if m)
+    head = ["attack", "defense", "poisons", *(SUCCESSES[name] for name in asked), "clean model's %", "clean accuracy %"]
+    head += [*(["poisons found %"] if removes else []), "verdict"]
+    lines = [*_ran(result, n)]
+    if len(found) > 1:
+        lines += [f"Seeds {', '.join(str(made['seed']) for made in found)}, one figure each.", ""]
+    lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for (attack, defense), made in rows.items():
+        name = "none" if defense == "none" else f"`{defense}`"
+        columns = [f"`{attack}`", name, str(made[0]["poisons"])]
+        columns += [_shares(made, key) for key in asked]
+        columns += [" and ".join(_shares(made, CLEAN_MODEL[key]) for key in asked)]
+        columns += [_shares(made, "clean_accuracy")]
+        columns += [" ".join(_removed(m) or "-" for m in made)] if removes else []
+        lines.append(f"| {' | '.join([*columns, ', '.join(dict.fromkeys(m['verdict'] for m in made))])} |")
+    return "\n".join(lines)
+
+
+CLEAN_MODEL = {
+    "attack_success_rate": "clean_model_success_rate",
+    "poison_success_rate": "clean_model_poison_success_rate",
+}
+SUCCESSES = {"attack_success_rate": "triggered as target %", "poison_success_rate": "targets taken %"}
+
+
+def _shares(made: list[dict[str, Any]], name: str) -> str:
+    """One figure with its interval, or those of several seeds."""
+    values = [m["metrics"].get(name) for m in made]
+    if len(values) == 1:
+        return percent(values[0])
+    return " ".join(f"{100 * v['value']:.1f}" if v else "-" for v in values)
+
+
+def _removed(made: dict[str, Any]) -> str | None:
+    """The share of the poisons that a data defense left out, and of the clean images."""
+    for told in made["facts"].values():
+        if "removed_poisons_share" in told:
+            return f"{100 * told['removed_poisons_share']:.0f} ({100 * told['removed_clean_share']:.0f} of clean)"
+    return None
 
 
 def similarities_markdown(result: dict[str, Any]) -> str:

@@ -15,6 +15,8 @@ from advplug.contracts import (
     DefenseCaps,
     Gradient,
     Objective,
+    Sift,
+    Sifted,
     TrainingData,
     Tune,
     Tuned,
@@ -156,6 +158,14 @@ def widened(model: Any, training: Any) -> Tuned:
         return Tuned(nn.Sequential(model, nn.Linear(10, 10)), {"shape": torch.tensor([10])})
 
 
+def confident(trained: Any, training: Any) -> Sifted:
+    batch = training.data.batch(np.arange(len(training.data)))
+    with torch.no_grad():
+        scores = trained()(batch.x).softmax(1).max(1).values
+    return Sifted((scores >= scores.median()).numpy(), {"median": scores.median().item()})
+
+
+DRAWS = np.random.default_rng(0)
 STAGE_FAULTS: list[tuple[Any, str, str]] = [
     (Objective(lambda m, x, y, r: smooth(m, x, y, r).detach()), "objective", "objective: raised RuntimeError"),
     (Objective(lambda m, x, y, r: m(x)), "objective", "objective: loss must be a scalar tensor"),
@@ -165,6 +175,11 @@ STAGE_FAULTS: list[tuple[Any, str, str]] = [
     (TrainingData(relabels), "data", "data: it changes the labels in place"),
     (TrainingData(lambda s, r: s.subset(np.arange(1))), "data", "data: 1 images are left"),
     (TrainingData(lambda s, r: None), "data", "data: it must return a Split, it returned NoneType"),
+    (Sift(lambda m, t: Split), "data", "sift: it must return Sifted, it returned type"),
+    (Sift(lambda m, t: Sifted(np.ones(3, bool))), "data", "sift: kept must be (128,) bool, it is (3,) bool"),
+    (Sift(lambda m, t: Sifted(np.zeros(len(t.data), bool))), "data", "sift: 0 images are left"),
+    (Sift(lambda m, t: Sifted(DRAWS.random(len(t.data)) < 0.5)), "data", "sift: the same stream keeps other images"),
+    (Sift(lambda m, t: Sifted(np.ones(len(t.data), bool), {"x": t})), "data", "sift: its facts must be figures"),
     (Tune(lambda m, t: m), "tune", "tune: it must return Tuned"),
     (Tune(wrong_head), "tune", "tune: the tuned model's logits have another shape"),
     (Tune(reseeds), "tune", "tune: it changes the original model or the process"),
@@ -173,10 +188,16 @@ STAGE_FAULTS: list[tuple[Any, str, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("stage", "kind"), [(Objective(smooth), "objective"), (TrainingData(thin), "data"), (Tune(same), "tune"),
-                        (Tune(fits), "tune")],
-)  # fmt: skip
+SOUND: list[tuple[Any, str]] = [
+    (Objective(smooth), "objective"),
+    (TrainingData(thin), "data"),
+    (Sift(confident), "data"),
+    (Tune(same), "tune"),
+    (Tune(fits), "tune"),
+]
+
+
+@pytest.mark.parametrize(("stage", "kind"), SOUND)
 def test_sound_training_stages_pass(stage: Any, kind: str, plant: Callable[..., str]) -> None:
     assert breaches(check_defense, plant("defense", DefenseCaps((kind,)), lambda: (stage,))) == ""
 

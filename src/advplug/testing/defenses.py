@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
@@ -22,24 +22,26 @@ from advplug.contracts import (
     Gradient,
     Objective,
     Schedule,
+    Sift,
     TrainingData,
     Tune,
-    Tuned,
     Wrap,
 )
-from advplug.data import ArrayImages, Dataset, Split
+from advplug.data import ArrayImages, Split
 from advplug.errors import AdvplugError
 from advplug.registry import registry
 from advplug.rng import Stream
-from advplug.testing.problems import DUAL, fragile, linear_problem
+from advplug.testing.problems import DUAL, linear_problem
 from advplug.testing.report import Report, Result, Unchecked, require
-from advplug.testing.sources import bound, dataset_source
-from advplug.testing.state import fingerprint, unchanged
+from advplug.testing.sources import bound
+from advplug.testing.stages import data_checks, digits, objective_checks, sift_checks, training_of, trains
+from advplug.testing.state import unchanged
 from advplug.train import Training
 from advplug.victim import Victim
 
 STAGES: dict[type, str] = {
     TrainingData: "data",
+    Sift: "data",
     Objective: "objective",
     Fit: "objective",
     Tune: "tune",
@@ -75,10 +77,11 @@ def defense_results(name: str, params: Mapping[str, Any], on: str, clean_drop: f
     makers: dict[type, Callable[[Any], dict[str, Callable[[], None]]]] = {
         Wrap: lambda stage: _wrap_checks(cases[id(stage)], clean_drop),
         Calibrated: lambda stage: _wrap_checks(cases[id(stage)], clean_drop),
-        Objective: _objective_checks,
-        Fit: lambda stage: {"fit": lambda: _trains(stage.apply, None, on)},
-        TrainingData: _data_checks,
-        Tune: lambda stage: {"tune": lambda: _trains(stage.apply, stage.rebuild, on)},
+        Objective: objective_checks,
+        Fit: lambda stage: {"fit": lambda: trains(stage.apply, None, on)},
+        TrainingData: data_checks,
+        Sift: lambda stage: sift_checks(stage, on),
+        Tune: lambda stage: {"tune": lambda: trains(stage.apply, stage.rebuild, on)},
     }
     for stage in stages:
         for label, test in makers[type(stage)](stage).items():
@@ -286,7 +289,7 @@ def _wrap_rejection(case: WrapCase) -> None:
 def _wrap_accuracy(case: WrapCase, clean_drop: float) -> None:
     dataset = digits()
     module = ridge()
-    training = _training(dataset, None)
+    training = training_of(dataset, None)
     tuned = _tuned(module, case.tunes, training) if case.tunes else module
     wrap = _fitted(case.stage, tuned, training)
     batch = dataset.test.batch(np.arange(min(256, len(dataset.test))))
@@ -318,12 +321,6 @@ def _wrap_certificates(case: WrapCase) -> None:
 
 
 @cache
-def digits() -> Dataset:
-    """The embedded handwritten digits."""
-    return dataset_source("digits").load(offline=True)
-
-
-@cache
 def ridge() -> nn.Module:
     """A linear classifier of digits by ridge regression: real images, solved in closed form.
 
@@ -340,85 +337,3 @@ def ridge() -> nn.Module:
         linear.weight.copy_(SURENESS * weight.T)
         linear.bias.copy_(SURENESS * (mean - 0.5 * weight.sum(0)))
     return nn.Sequential(nn.Flatten(), linear).eval()
-
-
-# --- training stages -------------------------------------------------------------------------------
-
-
-def _objective_checks(stage: Objective) -> dict[str, Callable[[], None]]:
-    return {"objective": lambda: _objective(stage)}
-
-
-def _objective(stage: Objective) -> None:
-    batch = digits().train.batch(np.arange(8))
-    module = fragile(batch.x.shape[1], len(digits().info.classes)).train()
-    kept = batch.x.clone(), batch.y.clone()
-    modes = [m.training for m in module.modules()]
-    # The loop trains with seeded global generators; dropout draws from them.
-    with Stream(0, "objective").as_global():
-        loss = stage.loss(module, batch.x, batch.y, Stream(0, "objective"))
-    require(isinstance(loss, Tensor) and loss.shape == (), "loss must be a scalar tensor")
-    require(bool(loss.isfinite()), f"the loss is {loss.item():g}")
-    require([m.training for m in module.modules()] == modes, "it leaves the model in another mode")
-    require(torch.equal(batch.x, kept[0]) and torch.equal(batch.y, kept[1]), "it changes the batch in place")
-    gradients = torch.autograd.grad(loss, list(module.parameters()), allow_unused=True)
-    alive = any(g is not None and bool(g.abs().sum() > 0) for g in gradients)
-    require(alive, "the loss has no gradient to the parameters")
-
-
-def _data_checks(stage: TrainingData) -> dict[str, Callable[[], None]]:
-    return {"data": lambda: _data(stage)}
-
-
-def _data(stage: TrainingData) -> None:
-    train, info = digits().train, digits().info
-    given = train.subset(np.arange(min(len(train), 200)))
-    labels = given.labels.copy()
-    with unchanged():
-        first, again = stage.apply(given, Stream(0, "data")), stage.apply(given, Stream(0, "data"))
-    require(isinstance(first, Split), f"it must return a Split, it returned {type(first).__name__}")
-    require(np.array_equal(given.labels, labels), "it changes the labels in place")
-    require(len(first) >= 2, f"{len(first)} images are left")
-    require(len(first.images) == len(first.labels) == len(first.index), "images, labels and index differ in length")
-    require(first.labels.min() >= 0 and first.labels.max() < len(info.classes), "a label is no class")
-    batch = first.batch(np.arange(len(first)))
-    require(np.array_equal(first.labels, again.labels), "the same stream gives other labels")
-    require(torch.equal(batch.x, again.batch(np.arange(len(again))).x), "the same stream gives other images")
-
-
-def _training(dataset: Dataset, schedule: Schedule | None, seed: int = 0) -> Training:
-    short = replace(schedule or Schedule(), epochs=1)
-    few = dataset.train.subset(np.arange(min(len(dataset.train), 128)))
-    return Training(few, dataset.info, short, torch.device("cpu"), Stream(seed, "tune"))
-
-
-def _trains(apply: Callable[..., Any], rebuild: Callable[..., nn.Module] | None, on: str) -> None:
-    dataset = digits()
-    entry = registry().get("model", on)
-    source = entry.make(bound(entry, {}))
-    if source.misfit(dataset.info):
-        raise Unchecked(source.misfit(dataset.info))
-
-    def fresh() -> nn.Module:
-        with Stream(0, "init").as_global():
-            built: nn.Module = source.build(dataset.info, offline=True)
-        return built.eval()
-
-    model = fresh()
-    before = fingerprint(model)
-    training = _training(dataset, source.schedule(dataset.info))
-    try:
-        tuned = apply(copy.deepcopy(model), training)
-    except AdvplugError as refusal:
-        raise Unchecked(f"it does not take '{on}': {refusal}; name a model that it takes (on=...)") from refusal
-    require(isinstance(tuned, Tuned), f"it must return Tuned, it returned {type(tuned).__name__}")
-    require(fingerprint(model) == before, "it changes the original model or the process (random states, settings)")
-    x = dataset.test.batch(np.arange(8)).x
-    with torch.no_grad():
-        logits = tuned.model.eval()(x)
-        require(tuple(logits.shape) == (8, len(dataset.info.classes)), "the tuned model's logits have another shape")
-        require(logits.isfinite().all(), "the tuned model's logits are not finite")
-        restored = fresh() if rebuild is None else rebuild(fresh(), tuned.structure)
-        require(rebuild is not None or not tuned.structure, "structure without rebuild cannot be restored")
-        restored.load_state_dict(tuned.model.state_dict())
-        require(torch.equal(restored.eval()(x), logits), "stored and rebuilt, the tuned model answers otherwise")
