@@ -220,6 +220,7 @@ def test_bad_images_are_named_or_skipped(folders):
     named = run("leakage", a, b)
     assert named.code == 2
     assert str(b / "bad.png") in named.err
+    assert named.err.endswith("repair or remove it, or leave it out with --skip-bad\n")
     skipped = run("leakage", a, b, "--skip-bad")
     assert skipped.code == 0
     assert "left out" in skipped.err

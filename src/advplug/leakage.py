@@ -184,7 +184,10 @@ def _prints(split: Split, as_files: bool) -> _Prints:
     )
     captions = list(split.captions or [()] * n)
     if as_files and paths is not None:
-        read = [_file_print(path, *stamp(path)) for path in paths]
+        try:
+            read = [_file_print(path, *stamp(path)) for path in paths]
+        except UsageError as error:
+            raise UsageError(f"{error}, or leave it out with --skip-bad") from error
         thumbs = np.stack([t for _, t in read]) if read else _Prints().thumbs
         return _Prints(named, sources, [file_sha256(p) for p in paths], [d for d, _ in read], captions, thumbs)
     pixels: list[str] = []

@@ -301,7 +301,13 @@ def _facts(cells: Sequence[Cell | Poisoning]) -> list[str]:
     lines = []
     for cell in cells:
         for defense, facts in cell.provenance.get("facts", {}).items():
-            told = ", ".join(f"{k.replace('_', ' ')} {v:,}" if isinstance(v, int) else f"{k.replace('_', ' ')} {v}"
+            told = ", ".join(f"{k.replace('_', ' ')} {_told(v)}"
                              for k, v in facts.items() if isinstance(v, int | float | str))  # fmt: skip
             lines.append(f"{defense} on {cell.model}: {told}")
     return lines
+
+
+def _told(fact: float | str) -> str:
+    if isinstance(fact, float):
+        return f"{fact:.4g}" if abs(fact) < 1e4 else f"{fact:,.0f}"
+    return f"{fact:,}" if isinstance(fact, int) and not isinstance(fact, bool) else str(fact)
