@@ -65,7 +65,7 @@ def test_what_is_written_and_when_a_bar_is_missed(
     assert [r["variant"] for r in written["variants"]] == [benchmark.OURS, benchmark.CAREFUL, benchmark.PLAIN]
     assert len(written["bars"]) == 4
     assert "mean cosine above" in capsys.readouterr().out
-    rows = [{"variant": v, "seconds": s, "cpu": s, "cosine": c}
+    rows = [{"variant": v, "seconds": s, "cpu": s, "cosine": c, "all seconds": [s, 2 * s], "all cpu": [s, 2 * s]}
             for v, s, c in zip(benchmark.VARIANTS, (1.0, 0.9, 1.5), (0.3, 0.3, 0.29), strict=True)]  # fmt: skip
     bars = benchmark.judge(rows)
     assert [b["holds"] for b in bars] == [False, True, True, False]
