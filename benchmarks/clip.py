@@ -7,8 +7,8 @@ float32. All variants get the same images, the mean of an image's own captions a
 same kind, other ones in each repeat. Runs are interleaved; a ratio is the median of those of the repeats, since a
 machine changes its pace from one to the next. Similarities are read off open_clip's model here, for all variants alike.
 The model is trained the first time and then comes from the cache of weights; its captions are read before the clock
-starts, except where they are read in every step. Wall time is what the bars are about; CPU time stands beside it because
-it suffers less from other work on the machine.
+starts, except where they are read in every step. Wall time is what the bars are about; CPU time stands beside it
+because it suffers less from other work on the machine.
 """
 
 from __future__ import annotations
