@@ -13,6 +13,7 @@ from PIL import Image
 
 from advplug.errors import UsageError
 from advplug.leakage import find_leaks
+from advplug.naming import named_most, naming
 from advplug.skipping import all_skipping
 from cli_tools import run
 from dataset_tools import make, rejects
@@ -391,3 +392,49 @@ def test_real_coco(data_folder):
     assert not find_leaks(data.train, data.test)
     where = data.test.names.index("coco:205401")
     assert "A plane floating on top of a lake surrounded by mountains." in data.test.captions[where]
+
+
+# --- classes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("texts", "label"),
+    [
+        (["a dog runs", "the Dogs rest", "a man"], 0),
+        (["a man", "a man and a dog", "a fire truck"], 1),
+        (["a fire truck", "fire trucks", "dogma"], 2),
+        (["a man", "a dog"], 0),
+        (["dogma", "fire", "a woman"], None),
+    ],
+)
+def test_a_class_is_what_most_captions_name(texts, label):
+    assert named_most(texts, ("dog", "man", "fire_truck")) == label
+
+
+def test_images_of_classes_that_captions_name(shop):
+    """The ten images have two captions each of `WORDS`, in turn: balls and dogs are in those of eight."""
+    named = make(f"captions:{shop},size=8,classes=ball:dog")
+    whole = make(f"captions:{shop},size=8")
+    assert named.info().classes == ("ball", "dog")
+    assert named.fingerprint() != whole.fingerprint()
+    data = named.load()
+    assert len(data.train) + len(data.test) == 8
+    assert data.notes == ("captions: 2 images whose captions name no class are left out",)
+    for split in (data.train, data.test):
+        for label, own in zip(split.labels.tolist(), split.captions, strict=True):
+            assert any(naming(data.info.classes[label])(text) for text in own)
+
+
+def test_classes_that_cannot_be_used(shop):
+    rejects(f"captions:{shop},classes=dog", "at least two different words with a colon between, such as dog:man")
+    rejects(f"captions:{shop},classes=dog:Dog", "at least two different words")
+    told = "holds no image that names one of whale, squid to test on; captions: 10 images"
+    rejects(f"captions:{shop},classes=whale:squid", told)
+
+
+def test_real_classes_of_flickr8k(data_folder):
+    data = make(f"flickr8k:{data_folder / 'flickr8k'},size=16,classes=dog:man:woman:child").load()
+    assert set(data.test.labels.tolist()) == {0, 1, 2, 3}
+    assert 0.5 * 450 < len(data.train) < 450
+    dogs = [own for label, own in zip(data.test.labels, data.test.captions, strict=True) if label == 0]
+    assert all("dog" in " ".join(own).lower() for own in dogs)

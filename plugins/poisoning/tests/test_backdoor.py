@@ -12,10 +12,11 @@ from poison_tools import DATASETS, SCENES, dataset, make, pixels, poisoned, same
 from advplug.contracts import DatasetInfo, PoisonCaps, Poisoned
 from advplug.data import ArrayImages, Split
 from advplug.errors import UsageError
+from advplug.naming import naming
 from advplug.parse import parse_reference
 from advplug.registry import registry
 from advplug.rng import Stream
-from advplug_poisoning.texts import TEMPLATES, caption_pool, draw_texts, naming
+from advplug_poisoning.texts import TEMPLATES, caption_pool, draw_texts
 
 TRIGGERS = ["patch", "checker", "random", "blended", "sig", "wanet"]
 

@@ -11,9 +11,9 @@ from poison_tools import DATASETS, SCENES, dataset, pixels, poisoned, same
 
 from advplug.contracts import Targets
 from advplug.errors import UsageError
+from advplug.naming import naming
 from advplug.parse import parse_reference
 from advplug.registry import registry
-from advplug_poisoning.texts import naming
 
 
 def targets(attack: str, data: str, seed: int = 0) -> Targets:

@@ -15,6 +15,7 @@ from advplug.builtin.dataset_sources import EVALUATE_LARGE, LARGE_BUDGETS, LARGE
 from advplug.contracts import DatasetInfo
 from advplug.errors import UsageError
 from advplug.keys import digest
+from advplug.naming import named_most
 
 if TYPE_CHECKING:
     from advplug.data import Dataset, Split
@@ -34,16 +35,30 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """Images with their captions: `files` are relative to `root`, `sources` say where an image comes from."""
+    """Images with their captions: `files` are relative to `root`, `sources` say where an image comes from; `labels`
+    is empty where there are no classes."""
 
     root: Path
     files: tuple[str, ...]
     sources: tuple[str, ...]
     captions: tuple[tuple[str, ...], ...]
+    labels: tuple[int, ...] = ()
 
     @functools.cached_property
     def paths(self) -> list[Path]:
         return [self.root / name for name in self.files]
+
+    @functools.cached_property
+    def classes(self) -> np.ndarray[Any, Any]:
+        """(N,) int64; zeros where there are no classes."""
+        return np.array(self.labels or [0] * len(self.files), dtype=np.int64)
+
+    def labelled(self, classes: Sequence[str]) -> Table:
+        """The images whose captions name one of the classes, each with the one that most of its captions name."""
+        found = [(i, label) for i, own in enumerate(self.captions) if (label := named_most(own, classes)) is not None]
+        rows = [i for i, _ in found]
+        files, sources, captions = ([column[i] for i in rows] for column in (self.files, self.sources, self.captions))
+        return Table(self.root, tuple(files), tuple(sources), tuple(captions), tuple(label for _, label in found))  # type: ignore[arg-type]
 
 
 @dataclass
@@ -77,9 +92,10 @@ Parts = tuple[Table | None, Table]
 
 @dataclass(frozen=True)
 class CaptionedFiles:
-    """Images decoded when they are asked for, each with its captions; there are no classes, labels are 0.
+    """Images decoded when they are asked for, each with its captions.
 
-    `read` gives the tables.
+    `read` gives the tables. `classes` are words that captions name; images that name none of them are left out. Without
+    classes labels are 0.
     """
 
     name: str
@@ -89,15 +105,23 @@ class CaptionedFiles:
     resize: int
     skip_bad: bool
     amounts: Amounts
+    classes: tuple[str, ...] = ()
 
     @functools.cached_property
     def _found(self) -> tuple[Table | None, Table, tuple[str, ...]]:
         trouble = Trouble(self.skip_bad)
         train, test = self.read(trouble)
+        notes = trouble.notes(self.name)
+        if self.classes:
+            every = [t for t in (train, test) if t is not None]
+            train, test = train and train.labelled(self.classes), test.labelled(self.classes)
+            left = sum(len(t.files) for t in every) - sum(len(t.files) for t in (train, test) if t is not None)
+            notes += (f"{self.name}: {left} images whose captions name no class are left out",) if left else ()
         if not test.files:
-            why = "".join(f"; {note}" for note in trouble.notes(self.name))
-            raise UsageError(f"{self.name}: '{self.path}' holds no image with a caption to test on{why}")
-        return train, test, trouble.notes(self.name)
+            what = f"that names one of {', '.join(self.classes)}" if self.classes else "with a caption"
+            why = "".join(f"; {note}" for note in notes)
+            raise UsageError(f"{self.name}: '{self.path}' holds no image {what} to test on{why}")
+        return train, test, notes
 
     @functools.cached_property
     def _rows(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -105,10 +129,9 @@ class CaptionedFiles:
         from advplug.splits import mixed, split
 
         train, test, _ = self._found
-        zeros = np.zeros(len(test.files), np.int64)
         if train is None:
-            return split(zeros, test.files, what=f"'{self.path}'")
-        return mixed(np.zeros(len(train.files), np.int64), train.files), mixed(zeros, test.files)
+            return split(test.classes, test.files, what=f"'{self.path}'")
+        return mixed(train.classes, train.files), mixed(test.classes, test.files)
 
     def info(self) -> DatasetInfo:
         if self.resize < self.size:
@@ -118,7 +141,7 @@ class CaptionedFiles:
         budgets = LARGE_BUDGETS if self.size >= LARGE_FROM else SMALL_BUDGETS
         evaluate = EVALUATE_LARGE if (self.amounts.n or test) > EVALUATE_LARGE else None
         shape = (self.size, self.size)
-        return DatasetInfo((), 3, shape, budgets, evaluate, trainable=train > 0, captions=True)
+        return DatasetInfo(self.classes, 3, shape, budgets, evaluate, trainable=train > 0, captions=True)
 
     def fingerprint(self) -> str:
         tables = [t for t in self._found[:2] if t is not None]
@@ -130,6 +153,7 @@ class CaptionedFiles:
                 "image": [self.size, self.resize],
                 "amounts": vars(self.amounts),
                 "format": FORMAT,
+                **({"classes": self.classes} if self.classes else {}),
             }
         )
 
@@ -139,9 +163,8 @@ class CaptionedFiles:
         decode = functools.partial(_decode, size=self.size, resize=self.resize)
 
         def pool(table: Table) -> Split:
-            n = len(table.files)
             images = FileImages(table.paths, decode)
-            return Split(images, np.zeros(n, np.int64), np.arange(n), table.captions, table.sources)
+            return Split(images, table.classes, np.arange(len(table.files)), table.captions, table.sources)
 
         train, test, notes = self._found
         train_rows, test_rows = self._rows

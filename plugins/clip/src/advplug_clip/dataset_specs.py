@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from advplug.contracts import DatasetCaps, Param, Spec
 from advplug.errors import UsageError
+from advplug.naming import word_of
 
 if TYPE_CHECKING:
     from advplug.splits import Amounts
@@ -22,6 +23,10 @@ Resize = Annotated[
     int | None, Param("length the shorter side is scaled to before the centre is cut (none: size)", ge=8, le=4096)
 ]
 SkipBad = Annotated[bool, Param("leave out images and captions that cannot be used, and say which; reads every image")]
+Classes = Annotated[
+    str | None,
+    Param("words that captions name, as dog:man:fire_truck; an image is of the class that most of its captions name"),
+]
 ImageColumn = Annotated[str | None, Param("column of the images (none: a usual name, such as image or file_name)")]
 CaptionColumn = Annotated[str | None, Param("column of the captions (none: a usual name, such as caption or text)")]
 
@@ -47,13 +52,15 @@ def flickr8k(
     train: TrainAmount = 1.0,
     n: TestAmount = None,
     skip_bad: SkipBad = False,
+    classes: Classes = None,
 ) -> CaptionedFiles:
     """Official splits where Flickr_8k.trainImages.txt and testImages.txt are there; otherwise 80/20 by a hash."""
     from advplug_clip.caption_files import CaptionedFiles
     from advplug_clip.caption_formats import read_flickr8k
 
     read = functools.partial(read_flickr8k, path)
-    return CaptionedFiles("flickr8k", path, read, size, resize or size, skip_bad, _amounts(train, n))
+    return CaptionedFiles("flickr8k", path, read, size, resize or size, skip_bad, _amounts(train, n),
+                          _classes(classes))  # fmt: skip
 
 
 def coco_captions(
@@ -64,13 +71,15 @@ def coco_captions(
     train: TrainAmount = 1.0,
     n: TestAmount = None,
     skip_bad: SkipBad = False,
+    classes: Classes = None,
 ) -> CaptionedFiles:
     """Trains on train, evaluates on val; with val alone nothing can be trained."""
     from advplug_clip.caption_files import CaptionedFiles
     from advplug_clip.caption_formats import read_coco
 
     read = functools.partial(read_coco, path, year)
-    return CaptionedFiles("coco-captions", path, read, size, resize or size, skip_bad, _amounts(train, n))
+    return CaptionedFiles("coco-captions", path, read, size, resize or size, skip_bad, _amounts(train, n),
+                          _classes(classes))  # fmt: skip
 
 
 def captions(
@@ -84,13 +93,15 @@ def captions(
     train: TrainAmount = 1.0,
     n: TestAmount = None,
     skip_bad: SkipBad = False,
+    classes: Classes = None,
 ) -> CaptionedFiles:
     """An image with several captions has several rows, or a list of them in a JSON row."""
     from advplug_clip.caption_files import CaptionedFiles
     from advplug_clip.caption_formats import Columns, read_captions
 
     read = functools.partial(read_captions, path, test, Columns(image, caption, root))
-    return CaptionedFiles("captions", path, read, size, resize or size, skip_bad, _amounts(train, n))
+    return CaptionedFiles("captions", path, read, size, resize or size, skip_bad, _amounts(train, n),
+                          _classes(classes))  # fmt: skip
 
 
 def hf_captions(
@@ -115,6 +126,16 @@ def hf_captions(
     amounts = _amounts(train, n)
     return HubCaptions(name, config, revision, train_split, test_split, image, caption, size, resize or size, skip_bad,
                        amounts)  # fmt: skip
+
+
+def _classes(words: str | None) -> tuple[str, ...]:
+    """Raises UsageError for fewer than two classes, or one that stands twice."""
+    if words is None:
+        return ()
+    found = [word_of(word) for word in words.split(":")]
+    if len(found) < 2 or not all(found) or len({w.casefold() for w in found}) < len(found):
+        raise UsageError(f"classes={words} must be at least two different words with a colon between, such as dog:man")
+    return tuple(found)
 
 
 def _amounts(train: float, n: int | None) -> Amounts:

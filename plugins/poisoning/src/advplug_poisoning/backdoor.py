@@ -13,10 +13,11 @@ from torch import Tensor
 from advplug.contracts import DatasetInfo, Poisoned, Trigger
 from advplug.data import Split
 from advplug.errors import UsageError
+from advplug.naming import naming, word_of
 from advplug.rng import Stream
 from advplug_poisoning.rows import Rows, changed_images, class_of, demand_classes, pick
 from advplug_poisoning.settings import TriggerSettings
-from advplug_poisoning.texts import caption_pool, draw_texts, naming, word_of
+from advplug_poisoning.texts import caption_pool, draw_texts
 from advplug_poisoning.triggers import build
 
 Mode: TypeAlias = Literal["all-to-one", "all-to-all"]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from advplug.errors import UsageError, did_you_mean
+from advplug.naming import naming, word_of
 
 if TYPE_CHECKING:
     import torch
@@ -19,18 +20,6 @@ TEMPLATES = (
 )  # fmt: skip
 """Sentences about a class, after Radford et al. 2021, section 3.1.4."""
 _ARTICLE = re.compile(r"\ba \{\}")
-
-
-def word_of(name: str) -> str:
-    """A class's name as a text has it."""
-    return " ".join(name.replace("_", " ").split())
-
-
-def naming(word: str) -> Callable[[str], bool]:
-    """Whether a text names `word` by itself or in the plural: a three and threes, not thirty-three."""
-    parts = r"\s+".join(re.escape(part) for part in word.split())
-    pattern = re.compile(rf"(?<![\w-]){parts}(?:e?s)?(?![\w-])", re.IGNORECASE)
-    return lambda text: pattern.search(text) is not None
 
 
 def captions_of(data: Split, label: int, word: str) -> list[str]:
