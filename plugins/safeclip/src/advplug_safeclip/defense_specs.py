@@ -97,7 +97,9 @@ def roclip(
     pool: Annotated[
         float, Param("captions that images are matched with, as a share of the pairs; a batch at least", gt=0, le=1)
     ] = 0.02,
-    every: Annotated[int, Param("match images with the pool in the first and each such epoch", ge=1)] = 2,
+    every: Annotated[
+        int, Param("match images with the pool in each such epoch, with their own captions in the others", ge=1)
+    ] = 2,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     lr: Rate = None,

@@ -27,7 +27,8 @@ RISE = 50
 
 @dataclass(frozen=True)
 class Matching:
-    """In each `every`-th epoch, the first among them, images are matched with a pool of a share `pool` of the pairs.
+    """In each `every`-th epoch images are matched with a pool of a share `pool` of the pairs; in those before it they
+    learn from their own captions, without which no caption would be near to any image.
 
     `epochs`, `batch_size` and `lr` are None for the model's own.
     """
@@ -50,7 +51,7 @@ def fit(scorer: ClipScorer, training: Training, how: Matching) -> Tuned:
     stream = training.stream.child("roclip", plan.seed)
     learner = Learner(scorer, pairs, training, stream, size, epochs * (len(pairs) // size))
     pool = Pool(max(size, round(how.pool * len(pairs))))
-    matched = [epoch % how.every == 0 for epoch in range(epochs)]
+    matched = [(epoch + 1) % how.every == 0 for epoch in range(epochs)]
     losses: list[float | None] = []
     with learning(learner) as warnings:
         learner.start(lr, plan.weight_decay, epochs * learner.steps(len(pairs)), RISE, falls=True)
