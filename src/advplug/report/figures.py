@@ -1,0 +1,266 @@
+"""Drawings for the page: SVG with text as text, in ink that follows the page's light or dark colours."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from advplug.plot import Panel
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, PAPER, FAINT = "#010203", "#fcfdfe", "#7f8081"
+"""Stand-ins for colours that the page decides."""
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", INK, "#56b4e9", "#e69f00")
+"""Okabe and Ito's, which colour-blind readers can tell apart; black is the page's ink."""
+DASHES = ("-", "--", "-.", ":")
+MARKS: Mapping[str | None, tuple[str, str]] = {
+    "trusted": ("o", "full"), "upper bound": ("o", "none"), "not trustworthy": ("X", "full"), None: (".", "full"),
+}  # fmt: skip
+LONGEST = 44
+"""Characters of a label; the table below a drawing has all of them."""
+WIDTH = 6.4
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line that falls in steps: `ys[i]` holds from `xs[i]` on."""
+
+    label: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+
+
+def short(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def _style() -> dict[str, Any]:
+    return {
+        "svg.fonttype": "none",
+        "font.family": "sans-serif",
+        "font.size": 9,
+        # A dollar sign in a name is no formula.
+        "text.parse_math": False,
+        **dict.fromkeys(
+            ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "hatch.color"), INK
+        ),
+        **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor"), "none"),
+        "grid.color": FAINT,
+        "grid.linewidth": 0.5,
+        "legend.frameon": False,
+        "legend.fontsize": 8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+
+
+def _new(height: float) -> tuple[Figure, Axes]:
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height))
+    FigureCanvasSVG(figure)
+    return figure, figure.subplots()
+
+
+def _finished(figure: Figure, name: str) -> str:
+    """The drawing as an `svg` element; identifiers begin with `name`, so that several can stand in one page."""
+    import matplotlib as mpl
+
+    buffer = io.StringIO()
+    # Of identifiers: made from the salt, so that the same drawing gives the same bytes.
+    with mpl.rc_context({"svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.05, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) width="([\d.]+)pt"', r'\1 class="drawn" width="\2pt"', text, count=1)
+    text = text.replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "", 1).replace("xlink:href", "href")
+    text = text.replace(' xmlns="http://www.w3.org/2000/svg"', "", 1).replace(' version="1.1"', "", 1)
+    text = text.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1)
+    return text.replace(INK, "currentColor").replace(PAPER, "var(--paper)").replace(FAINT, "var(--faint)").strip()
+
+
+def _legend(axes: Axes, columns: int = 2) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.16), ncols=columns)
+
+
+def _percent_axis(axes: Axes, label: str, horizontal: bool = False) -> None:
+    (axes.set_xlim if horizontal else axes.set_ylim)(-3, 103)
+    (axes.set_xlabel if horizontal else axes.set_ylabel)(label)
+    axes.grid(axis="both", alpha=0.6)
+
+
+def lines(panel: Panel, name: str, y_label: str, scale: float = 100.0) -> str:
+    """Curves along the budgets with 95 % bands; the marker of a point is its verdict."""
+    import matplotlib as mpl
+    from matplotlib.lines import Line2D
+
+    with mpl.rc_context(_style()):
+        figure, axes = _new(3.4)
+        verdicts: list[str] = []
+        for i, line in enumerate(panel.lines):
+            colour = COLOURS[i % len(COLOURS)]
+            xs, ys = [p.x for p in line.points], [scale * p.y.value for p in line.points]
+            # Lines that coincide stay visible: each is thinner than the one beneath it.
+            width = 1.4 + 0.6 * (len(panel.lines) - 1 - i)
+            axes.plot(xs, ys, color=colour, linewidth=width, linestyle=DASHES[i % len(DASHES)], label=short(line.label))
+            known = [p for p in line.points if p.y.low is not None and p.y.high is not None]
+            low, high = [scale * (p.y.low or 0.0) for p in known], [scale * (p.y.high or 0.0) for p in known]
+            axes.fill_between([p.x for p in known], low, high, color=colour, alpha=0.14, linewidth=0)
+            for p in (p for p in line.points if p.verdict is not None):
+                verdicts.append(str(p.verdict))
+                _mark(axes, p.x, scale * p.y.value, colour, p.verdict)
+        for verdict in dict.fromkeys(verdicts):
+            marker, fill = MARKS[verdict]
+            handle = Line2D([], [], color=INK, marker=marker, fillstyle=fill, linestyle="", markerfacecoloralt=PAPER)  # type: ignore[arg-type]
+            handle.set_label(f"verdict: {verdict}")
+            axes.add_line(handle)
+        axes.set_xlabel("eps, in pixel units")
+        if scale == 100.0:
+            _percent_axis(axes, y_label)
+        else:
+            axes.set_ylabel(y_label)
+            axes.grid(alpha=0.6)
+        _legend(axes)
+        return _finished(figure, name)
+
+
+def _mark(axes: Axes, x: float, y: float, colour: str, verdict: str | None) -> None:
+    marker, fill = MARKS[verdict]
+    face = PAPER if fill == "none" else colour
+    axes.plot([x], [y], marker=marker, color=colour, markerfacecolor=face, markersize=7, linestyle="", zorder=20)
+
+
+def heat(
+    values: Sequence[Sequence[float | None]],
+    texts: Sequence[Sequence[str]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    name: str,
+    labels: tuple[str, str] = ("", ""),
+    span: tuple[float, float] = (0.0, 100.0),
+) -> str:
+    """A table of coloured numbers; what has none (failed, not measured) stays uncoloured and says so."""
+    import matplotlib as mpl
+    import numpy as np
+    from matplotlib.colors import Normalize
+
+    with mpl.rc_context(_style()):
+        figure, axes = _new(0.9 + 0.34 * len(rows))
+        shown = np.array([[np.nan if v is None else v for v in row] for row in values], dtype=float)
+        colours, norm = mpl.colormaps["cividis"], Normalize(*span)
+        axes.pcolormesh(np.ma.masked_invalid(shown), cmap=colours, norm=norm, edgecolors=PAPER, linewidth=1.5)
+        axes.invert_yaxis()
+        for i, row in enumerate(texts):
+            for j, text in enumerate(row):
+                dark = not np.isnan(shown[i, j]) and _luminance(colours(norm(shown[i, j]))) < 0.3
+                ink = INK if np.isnan(shown[i, j]) else "#ffffff" if dark else "#000000"
+                axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", color=ink, fontsize=8)
+        axes.set_yticks([i + 0.5 for i in range(len(rows))], [short(r) for r in rows])
+        slanted = {"rotation": 28, "ha": "left", "rotation_mode": "anchor"} if max(map(len, columns)) > 8 else {}
+        axes.set_xticks([j + 0.5 for j in range(len(columns))], [short(c) for c in columns], **slanted)  # type: ignore[arg-type]
+        axes.xaxis.tick_top()
+        axes.xaxis.set_label_position("top")
+        axes.set_ylabel(labels[0])
+        axes.set_xlabel(labels[1])
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        return _finished(figure, name)
+
+
+def _luminance(colour: Sequence[float]) -> float:
+    """Relative, of WCAG 2."""
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    return float(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
+
+
+def scatter(found: Sequence[tuple[str, float, float, str | None]], name: str, labels: tuple[str, str]) -> str:
+    """Named points (label, x, y, verdict) in percent; those that no other beats in both are joined."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(_style()):
+        figure, axes = _new(3.6)
+        best = sorted((x, y) for _, x, y, _ in found if not any(_beats((a, b), (x, y)) for _, a, b, _ in found))
+        axes.plot([x for x, _ in best], [y for _, y in best], color=FAINT, linewidth=1.2, label="not beaten in both")
+        for i, (label, x, y, verdict) in enumerate(found):
+            colour = COLOURS[i % len(COLOURS)]
+            _mark(axes, x, y, colour, verdict)
+            axes.annotate(f"{i + 1}", (x, y), xytext=(6, 5), textcoords="offset points", fontsize=8, zorder=30)
+            axes.plot([], [], marker="o", color=colour, linestyle="", label=f"{i + 1} {short(label)}")
+        _percent_axis(axes, labels[1])
+        _percent_axis(axes, labels[0], horizontal=True)
+        _legend(axes)
+        return _finished(figure, name)
+
+
+def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return one != other and one[0] >= other[0] and one[1] >= other[1]
+
+
+def pairs(rows: Sequence[tuple[str, float | None, float | None]], names: tuple[str, str], name: str, label: str) -> str:
+    """Two numbers in percent on each row, joined."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(_style()):
+        figure, axes = _new(0.9 + 0.3 * len(rows))
+        for i, (_, one, other) in enumerate(rows):
+            if one is not None and other is not None:
+                axes.plot([one, other], [i, i], color=FAINT, linewidth=2, zorder=1)
+        for k, (marker, colour) in enumerate((("s", COLOURS[0]), ("o", COLOURS[1]))):
+            at = [(row[k + 1], i) for i, row in enumerate(rows) if row[k + 1] is not None]
+            xs, ys = [float(x or 0.0) for x, _ in at], [y for _, y in at]
+            axes.plot(xs, ys, marker=marker, color=colour, linestyle="", label=names[k], zorder=5 + k)
+        axes.set_yticks(range(len(rows)), [short(r[0]) for r in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        _percent_axis(axes, label, horizontal=True)
+        axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.5 / (0.9 + 0.3 * len(rows))), ncols=2)
+        return _finished(figure, name)
+
+
+def steps(curves: Sequence[Curve], name: str, x_label: str, y_label: str) -> str:
+    """Curves that fall in steps, in percent."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(_style()):
+        figure, axes = _new(3.2)
+        for i, curve in enumerate(curves):
+            axes.step(
+                curve.xs, curve.ys, where="post", color=COLOURS[i % len(COLOURS)], linestyle=DASHES[i % len(DASHES)],
+                linewidth=1.4, label=short(curve.label),
+            )  # fmt: skip
+        axes.set_xlabel(x_label)
+        _percent_axis(axes, y_label)
+        _legend(axes)
+        return _finished(figure, name)
+
+
+def bars(
+    rows: Sequence[tuple[str, Sequence[float]]], names: Sequence[str], name: str, label: str
+) -> str:  # fmt: skip
+    """Stacked horizontal bars."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(_style()):
+        figure, axes = _new(0.8 + 0.3 * len(rows))
+        start = [0.0] * len(rows)
+        for k, part in enumerate(names):
+            widths = [parts[k] for _, parts in rows]
+            axes.barh(range(len(rows)), widths, left=start, height=0.6, color=COLOURS[k % len(COLOURS)], label=part)
+            start = [s + w for s, w in zip(start, widths, strict=True)]
+        axes.set_yticks(range(len(rows)), [short(r[0]) for r in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlabel(label)
+        axes.grid(axis="x", alpha=0.6)
+        axes.set_axisbelow(True)
+        axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.5 / (0.8 + 0.3 * len(rows))), ncols=len(names))
+        return _finished(figure, name)

@@ -1,0 +1,156 @@
+"""Images as the attack found and left them, with the difference made visible; PNG in the page itself."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from advplug.evidence import Array
+from advplug.report.parts import Data, Grid, Section, Strip, grouped, under, victim
+from advplug.results import Cell
+from advplug.samples import Sample
+
+BYTES = 1_900_000
+"""All images of a page, as text; fewer are shown where they would take more."""
+TILE = 72
+"""CSS pixels of a side, or the image's own where it has more, up to twice that."""
+
+
+def png_uri(pixels: Array) -> str:
+    """An image uint8 (C, H, W) of 1 or 3 channels as a PNG in a data URI."""
+    from PIL import Image
+
+    held = io.BytesIO()
+    shown = pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, 2)
+    Image.fromarray(np.ascontiguousarray(shown)).save(held, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"
+
+
+def strip(images: Array) -> str:
+    """Images uint8 (k, C, H, W) side by side."""
+    return png_uri(np.concatenate(list(_visible(images)), axis=2))
+
+
+def _visible(images: Array) -> Array:
+    """Of other than 1 or 3 channels the first is shown."""
+    return images if images.shape[1] in (1, 3) else images[:, :1]
+
+
+def amplified(sample: Sample) -> tuple[Array, int]:
+    """The absolute difference uint8 (k, C, H, W), times the whole number that takes the largest to 255 at most."""
+    apart = np.abs(sample.adversarial.astype(int) - sample.clean.astype(int))
+    factor = 255 // int(apart.max()) if apart.any() else 1
+    return (apart * factor).astype(np.uint8), factor
+
+
+@dataclass(frozen=True)
+class _Made:
+    """The images of one cell, ready for the page."""
+
+    cell: Cell
+    sample: Sample
+    adversarial: str
+    apart: str
+    factor: int
+
+    @property
+    def size(self) -> int:
+        """Characters of the page."""
+        return len(self.adversarial) + len(self.apart)
+
+    @property
+    def changes(self) -> bool:
+        return not np.array_equal(self.sample.adversarial, self.sample.clean)
+
+
+def images(data: Data) -> Section | None:
+    """A grid a victim: clean images, and for each cell the adversarial ones and the difference."""
+    cells = [c for c in data.done if len(data.samples.get(c.key, ()))]  # type: ignore[arg-type]
+    if not cells:
+        return None
+    made, lead = _fitting(cells, data.samples)
+    grids = []
+    for found in grouped(made, lambda m: (m.cell.dataset, m.cell.model, m.cell.defense, m.cell.goal, m.cell.seed,
+                                          m.sample.index.tobytes())).values():  # fmt: skip
+        grids.append(_grid(found, data.classes.get(found[0].cell.dataset, ()), first=not grids))
+    return Section("images", "Images", lead, grids=tuple(grids))
+
+
+_LEAD = (
+    "The first images of each cell, whatever became of them: as they were, as the attack left them, rounded to 8 bits, "
+    "and the absolute difference of the two, times the factor that is given with it. Answers are to the images before "
+    "rounding; those in bold changed.",
+)
+
+
+def _fitting(cells: list[Cell], samples: Mapping[str, Sample]) -> tuple[list[_Made], tuple[str, ...]]:
+    """As many images of each cell as the page can hold; then as many cells."""
+    most = max(len(samples[c.key]) for c in cells)
+    made = [_made(c, samples[c.key], most) for c in cells]
+    amount = most
+    while amount > 1 and (total := _bytes(made)) > BYTES:
+        amount = max(1, min(amount - 1, int(amount * BYTES / total)))
+        made = [_made(c, samples[c.key], amount) for c in cells]
+    lead = _LEAD
+    if amount < most:
+        lead += (f"Of {most} images kept of a cell {amount} are shown, so that the page stays small.",)
+    while len(made) > 1 and _bytes(made) > BYTES:
+        made.pop()
+    if len(made) < len(cells):
+        lead += (f"{len(cells) - len(made)} of {len(cells)} cells are left out for the same reason.",)
+    return made, lead
+
+
+def _bytes(made: list[_Made]) -> int:
+    return sum(m.size for m in made)
+
+
+def _made(cell: Cell, whole: Sample, amount: int) -> _Made:
+    sample = _first(whole, amount)
+    apart, factor = amplified(sample)
+    return _Made(cell, sample, strip(sample.adversarial), strip(apart), factor)
+
+
+def _first(s: Sample, k: int) -> Sample:
+    texts = None if s.texts is None else s.texts[:, :k]
+    return Sample(
+        s.index[:k], s.y[:k], s.clean[:k], s.adversarial[:k], s.before[:k], s.after[:k], s.attacked[:k], texts
+    )
+
+
+def _grid(found: list[_Made], classes: tuple[str, ...], first: bool) -> Grid:
+    head, cell = found[0].sample, found[0].cell
+    true, before, _ = _names(head, classes)
+    strips = [Strip("clean", _alt("Clean images", before), strip(head.clean), tuple(before), tuple(
+        b != t for b, t in zip(before, true, strict=True)))]  # fmt: skip
+    for m in found:
+        _, was, now = _names(m.sample, classes)
+        what = f"{m.cell.attack}, {m.cell.norm} {m.cell.eps}"
+        changed = tuple(a != b for a, b in zip(was, now, strict=True))
+        strips.append(Strip(what, _alt(f"Adversarial images of {what}", now), m.adversarial, tuple(now), changed))
+        told = f"difference × {m.factor}" if m.changes else "no difference in 8 bits"
+        strips.append(Strip(told, f"Absolute {told} of {what}", m.apart))
+    header = tuple(f"{i}: {t}" for i, t in zip(head.index.tolist(), true, strict=True))
+    side = head.clean.shape[-1]
+    tile = side * max(1, TILE // side) if side < TILE else min(side, 2 * TILE)
+    return Grid(f"{victim(cell)}: {under(cell)}", f"{len(head)} images", header, tuple(strips), tile, first)
+
+
+def _alt(what: str, answers: list[str]) -> str:
+    return f"{what}; answers: {', '.join(answers)}"
+
+
+def _names(s: Sample, classes: tuple[str, ...]) -> tuple[list[str], list[str], list[str]]:
+    """What the images show, and what was answered before and after."""
+    if s.texts is not None:
+        true, before, after = ([str(t) or "(no answer)" for t in row] for row in s.texts)
+        return true, before, after
+    return _called(s.y, classes), _called(s.before, classes), _called(s.after, classes)
+
+
+def _called(labels: Array, classes: tuple[str, ...]) -> list[str]:
+    return ["(no answer)" if c < 0 else classes[c] if c < len(classes) else str(c) for c in labels.tolist()]
