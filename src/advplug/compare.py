@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from advplug.builtin.metrics import share
-from advplug.errors import GateError, UsageError
-from advplug.estimate import Estimate, paired_difference
+from advplug.compare_poisons import PoisonComparison, compare_poisonings
+from advplug.errors import UsageError
+from advplug.estimate import Estimate, mean, paired_difference
 from advplug.evidence import Array, Evidence, worst_case
 from advplug.keys import SCHEMA
+from advplug.results import RunResult
 from advplug.runs import observed, read
 from advplug.store import THREAT
 
@@ -25,7 +28,10 @@ LIKE = ("dataset", "norm", "eps", "goal")
 
 @dataclass(frozen=True)
 class Side:
-    """One run's part of a comparison; verdict and flags are what the run itself said, None where it never finished."""
+    """One run's part of a comparison; verdict and flags are what the run itself said, None where it never finished.
+
+    Where similarities of images and texts are lowered, these stand in the place of accuracies.
+    """
 
     dataset: str
     model: str
@@ -39,11 +45,13 @@ class Side:
     worst_case_accuracy: Estimate | None
     verdict: str | None = None
     flags: tuple[str, ...] = ()
+    clean_similarity: Estimate | None = None
+    worst_case_similarity: Estimate | None = None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """B less A in worst-case accuracy, and in clean accuracy, over `images` that both judged."""
+    """B less A in the worst case, and without attack, over `images` that both judged; `quantity` says of what."""
 
     a: Side
     b: Side
@@ -51,11 +59,13 @@ class Comparison:
     worst_case_difference: Estimate
     clean_difference: Estimate
     conclusion: str
+    quantity: Literal["accuracy", "similarity"] = "accuracy"
 
 
 @dataclass(frozen=True)
 class Compared:
-    """All threats that the runs share; what only one of them holds is named."""
+    """All threats and attacks on training data that the runs share; what only one of them holds is named, and what
+    failed in B."""
 
     a: str
     b: str
@@ -63,6 +73,8 @@ class Compared:
     only_a: tuple[str, ...] = ()
     only_b: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    poisonings: tuple[PoisonComparison, ...] = ()
+    failed_b: tuple[str, ...] = ()
     schema: int = SCHEMA
 
     def to_json(self) -> str:
@@ -89,32 +101,51 @@ class _Threat:
     def like(self) -> tuple[Any, ...]:
         return tuple(self.columns[c] for c in LIKE)
 
+    @property
+    def minimised(self) -> bool:
+        return bool(self.evidence[0].minimised)
+
     def robust(self, rows: Array) -> Array:
+        """(n, d) bits of the worst case."""
         return worst_case([bits for e in self.evidence for bits in e.rows(rows).robust_by_origin()])
+
+    def lowest(self, rows: Array) -> Array:
+        """(n,): the lowest similarity of each image."""
+        return np.asarray(np.min([s[rows] for e in self.evidence for s in e.similarity_by_origin()], axis=0))
+
+    def similarity(self, rows: Array) -> Array:
+        """(n,): without attack."""
+        found = self.evidence[0].similarity(self.evidence[0].cosine)
+        assert found is not None
+        return np.asarray(found[rows])
 
     def side(self, rows: Array) -> Side:
         clean = share(self.evidence[0].rows(rows).clean)
-        return Side(**self.columns, attacks=tuple(self.attacks), clean_accuracy=clean,
-                    worst_case_accuracy=share(self.robust(rows)), verdict=self.verdict, flags=self.flags)  # fmt: skip
+        columns: dict[str, Any] = {**self.columns, "attacks": tuple(self.attacks), "clean_accuracy": clean,
+                                   "verdict": self.verdict, "flags": self.flags}  # fmt: skip
+        if not self.minimised:
+            return Side(worst_case_accuracy=share(self.robust(rows)), **columns)
+        similar = {"clean_similarity": mean(self.similarity(rows)), "worst_case_similarity": mean(self.lowest(rows))}
+        return Side(worst_case_accuracy=None, **columns, **similar)
 
 
 def compare(a: Path, b: Path) -> Compared:
     """The folders `a` and `b` of two runs, threat by threat; a folder is read, never written.
 
     Threats are matched by everything that names them; where each run has a single one left on the same data, norm,
-    eps and goal, these two are compared, whatever model and defense they have. Raises UsageError where a folder
-    holds no results, or the two share no threat.
+    eps and goal, these two are compared, whatever model and defense they have. Attacks on training data likewise, by
+    data and attack. Raises UsageError where a folder holds no results, or the two share nothing.
     """
-    ours, theirs = _threats(a), _threats(b)
-    pairs = [(ours.pop(key), theirs.pop(key)) for key in list(ours) if key in theirs]
-    for threat in list(ours.values()):
-        mine = [k for k, t in ours.items() if t.like() == threat.like()]
-        other = [k for k, t in theirs.items() if t.like() == threat.like()]
-        if len(mine) == len(other) == 1:
-            pairs.append((ours.pop(mine[0]), theirs.pop(other[0])))
-    if not pairs:
+    results = read(a), read(b)
+    ours, theirs = (_threats(folder, result) for folder, result in zip((a, b), results, strict=True))
+    poisons = compare_poisonings(a, b)
+    for folder, found, held in ((a, ours, poisons.a), (b, theirs, poisons.b)):
+        if not found and not held:
+            raise UsageError(f"{folder} holds no finished cell; advplug eval -o {folder} makes some")
+    pairs = _paired(ours, theirs)
+    if not pairs and not poisons.pairs:
         raise UsageError(f"{a} and {b} share no dataset, norm, eps and goal: there is nothing to compare")
-    rows, notes = [], []
+    rows, notes = [], list(poisons.notes)
     for left, right in pairs:
         common = np.intersect1d(left.evidence[0].index, right.evidence[0].index)
         if not len(common):
@@ -125,49 +156,72 @@ def compare(a: Path, b: Path) -> Compared:
             met = f"{', '.join(left.attacks)} against {', '.join(right.attacks)}"
             notes.append(f"{left.name}: other attacks may explain the difference: {met}")
     only_a, only_b = (tuple(t.name for t in side.values()) for side in (ours, theirs))
-    return Compared(str(a), str(b), tuple(rows), only_a, only_b, tuple(notes))
+    failed = tuple(f"{_failed(made)}: {made.reason}" for made in results[1].failed)
+    return Compared(str(a), str(b), tuple(rows), (*only_a, *poisons.only_a), (*only_b, *poisons.only_b), tuple(notes),
+                    poisons.rows, failed)  # fmt: skip
 
 
-def _threats(folder: Path) -> dict[tuple[Any, ...], _Threat]:
-    """By name; of several sets of images under one name the largest. Similarities are no accuracy and left out."""
+def _failed(made: Any) -> str:
+    """What a failed cell, certificate or poisoning was of."""
+    attack = getattr(made, "attack", "certificate")
+    threat = ", ".join(filter(None, (getattr(made, "norm", ""), getattr(made, "eps", ""))))
+    return f"{attack} on {made.model} ({made.defense})" + (f", {threat}" if threat else "")
+
+
+def _paired(
+    ours: dict[tuple[Any, ...], _Threat], theirs: dict[tuple[Any, ...], _Threat]
+) -> list[tuple[_Threat, _Threat]]:
+    """Takes what goes together out of both."""
+    pairs = [(ours.pop(key), theirs.pop(key)) for key in list(ours) if key in theirs]
+    for threat in list(ours.values()):
+        mine = [k for k, t in ours.items() if t.like() == threat.like()]
+        other = [k for k, t in theirs.items() if t.like() == threat.like()]
+        if len(mine) == len(other) == 1:
+            pairs.append((ours.pop(mine[0]), theirs.pop(other[0])))
+    return [(left, right) for left, right in pairs if left.minimised == right.minimised]
+
+
+def _threats(folder: Path, result: RunResult) -> dict[tuple[Any, ...], _Threat]:
+    """By name; of several sets of images under one name the largest."""
     found: dict[tuple[Any, ...], dict[bytes, _Threat]] = {}
-    said = _verdicts(folder)
+    said = _verdicts(result)
     for cell, evidence in observed(folder):
-        if evidence.minimised:
-            continue
         columns = {c: getattr(cell, c) for c in COLUMNS}
         sets = found.setdefault(tuple(columns.values()), {})
         verdict, flags = said.get(tuple(columns.values()), (None, ()))
         threat = sets.setdefault(evidence.index.tobytes(), _Threat(columns, verdict=verdict, flags=flags))
         threat.attacks.append(cell.attack)
         threat.evidence.append(evidence)
-    if not found:
-        raise UsageError(f"{folder} holds no finished cell; advplug eval -o {folder} makes some")
     return {key: max(sets.values(), key=lambda t: t.evidence[0].n) for key, sets in found.items()}
 
 
-def _verdicts(folder: Path) -> dict[tuple[Any, ...], tuple[str | None, tuple[str, ...]]]:
+def _verdicts(result: RunResult) -> dict[tuple[Any, ...], tuple[str | None, tuple[str, ...]]]:
     """Verdict and names of the flags above level info of each threat that a finished run told of."""
     return {
         tuple(getattr(row, c) for c in COLUMNS): (row.verdict, tuple(f.name for f in row.flags if f.level != "info"))
-        for row in read(folder).threats
+        for row in result.threats
     }
 
 
 def _compared(left: _Threat, right: _Threat, common: Array) -> Comparison:
     # Row by row the same image on both sides.
     rows = [np.intersect1d(t.evidence[0].index, common, return_indices=True)[1] for t in (left, right)]
-    robust, clean = (
-        paired_difference(*(np.asarray(bits.mean(axis=1)) for bits in pair))
-        for pair in (
-            (right.robust(rows[1]), left.robust(rows[0])),
-            (right.evidence[0].rows(rows[1]).clean, left.evidence[0].rows(rows[0]).clean),
-        )
-    )
-    assert robust is not None
-    assert clean is not None
     a, b = left.side(rows[0]), right.side(rows[1])
-    return Comparison(a, b, len(common), robust, clean, conclusion(robust, a.verdict, b.verdict))
+    if left.minimised:
+        worst = mean(right.lowest(rows[1]) - left.lowest(rows[0]))
+        clean = mean(right.similarity(rows[1]) - left.similarity(rows[0]))
+    else:
+        worst, clean = (
+            paired_difference(*(np.asarray(bits.mean(axis=1)) for bits in pair))
+            for pair in (
+                (right.robust(rows[1]), left.robust(rows[0])),
+                (right.evidence[0].rows(rows[1]).clean, left.evidence[0].rows(rows[0]).clean),
+            )
+        )
+    assert worst is not None
+    assert clean is not None
+    said = conclusion(worst, a.verdict, b.verdict)
+    return Comparison(a, b, len(common), worst, clean, said, "similarity" if left.minimised else "accuracy")
 
 
 def conclusion(difference: Estimate, a: str | None = None, b: str | None = None) -> str:
@@ -182,39 +236,54 @@ def conclusion(difference: Estimate, a: str | None = None, b: str | None = None)
     return "no difference shown"
 
 
-def gate(compared: Compared, points: float) -> None:
-    """Raises GateError where B's worst-case accuracy lies more than `points` below A's, or should not be believed."""
-    for row in compared.rows:
-        if row.b.verdict == UNTRUSTED:
-            what = f"{row.b.model} ({row.b.defense}), {row.b.norm} {row.b.eps}"
-            raise GateError(f"{what}: its accuracy is not trustworthy: {', '.join(row.b.flags)}")
-    below = [r for r in compared.rows if 100 * r.worst_case_difference.value < -points - 1e-9]
-    if below:
-        worst = min(below, key=lambda r: r.worst_case_difference.value)
-        lost = -100 * worst.worst_case_difference.value
-        what = f"{worst.b.model} ({worst.b.defense}), {worst.b.norm} {worst.b.eps}"
-        raise GateError(f"{what}: worst-case accuracy is {lost:.1f} points lower than before, {points:g} are allowed")
-
-
 def render(compared: Compared) -> str:
     """The comparison as text."""
-    from advplug.table import grid, percent, points
+    from advplug.compare_poisons import render_poisonings
+    from advplug.table import cosine, percent, points
 
-    def named(row: Comparison) -> list[str]:
-        same = (row.a.model, row.a.defense) == (row.b.model, row.b.defense)
-        victims = [f"{s.model} ({s.defense})" for s in (row.a, row.b)]
-        seeds = f"{row.a.seed}" if row.a.seed == row.b.seed else f"{row.a.seed}, {row.b.seed}"
-        return [row.a.dataset, victims[0] if same else " | ".join(victims), row.a.norm, row.a.eps, row.a.goal, seeds]
-
-    header = ["dataset", "model (defense)", "norm", "eps", "goal", "seed", "images", "A %", "B %", "B - A [95 %]",
-              "clean B - A [95 %]", "verdicts", "conclusion"]  # fmt: skip
-    lines = [
-        [*named(r), str(r.images), percent(r.a.worst_case_accuracy), percent(r.b.worst_case_accuracy),
-         points(r.worst_case_difference), points(r.clean_difference),
-         " | ".join(dict.fromkeys(s.verdict or "unknown" for s in (r.a, r.b))), r.conclusion]
-        for r in compared.rows
-    ]  # fmt: skip
+    tables = [
+        _table(compared, "accuracy", percent, points, "worst_case_accuracy"),
+        _table(compared, "similarity", cosine, _cosines, "worst_case_similarity"),
+        render_poisonings(compared.poisonings, compared.a, compared.b),
+    ]
     remarks = [f"note: {n}" for n in compared.notes]
     remarks += [f"only in A: {n}" for n in compared.only_a] + [f"only in B: {n}" for n in compared.only_b]
-    table = grid(f"Worst-case accuracy: A {compared.a}, B {compared.b}", header, lines) if lines else ""
-    return "\n\n".join(part for part in (table, "\n".join(remarks)) if part)
+    remarks += [f"failed in B: {n}" for n in compared.failed_b]
+    return "\n\n".join(part for part in (*tables, "\n".join(remarks)) if part)
+
+
+def _table(
+    compared: Compared,
+    quantity: str,
+    shown: Callable[[Estimate | None], str],
+    difference: Callable[[Estimate], str],
+    name: str,
+) -> str:
+    """The rows of one quantity."""
+    from advplug.table import grid
+
+    rows = [r for r in compared.rows if r.quantity == quantity]
+    if not rows:
+        return ""
+    unit = " %" if quantity == "accuracy" else ""
+    header = ["dataset", "model (defense)", "norm", "eps", "goal", "seed", "images", f"A{unit}", f"B{unit}",
+              "B - A [95 %]", "clean B - A [95 %]", "verdicts", "conclusion"]  # fmt: skip
+    lines = [
+        [*_named(r), str(r.images), shown(getattr(r.a, name)), shown(getattr(r.b, name)),
+         difference(r.worst_case_difference), difference(r.clean_difference),
+         " | ".join(dict.fromkeys(s.verdict or "unknown" for s in (r.a, r.b))), r.conclusion]
+        for r in rows
+    ]  # fmt: skip
+    return grid(f"Worst-case {quantity}: A {compared.a}, B {compared.b}", header, lines)
+
+
+def _named(row: Comparison) -> list[str]:
+    same = (row.a.model, row.a.defense) == (row.b.model, row.b.defense)
+    victims = [f"{s.model} ({s.defense})" for s in (row.a, row.b)]
+    seeds = f"{row.a.seed}" if row.a.seed == row.b.seed else f"{row.a.seed}, {row.b.seed}"
+    return [row.a.dataset, victims[0] if same else " | ".join(victims), row.a.norm, row.a.eps, row.a.goal, seeds]
+
+
+def _cosines(e: Estimate) -> str:
+    text = f"{e.value:+.3f}"
+    return text if e.low is None or e.high is None else f"{text} [{e.low:+.3f}, {e.high:+.3f}]"

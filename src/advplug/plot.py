@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -17,16 +18,17 @@ from advplug.results import Cell, RunResult, ThreatRow, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes as Canvas
+    from matplotlib.figure import Figure
 
 FORMATS = (".svg", ".png", ".pdf")
-_MARKS: Mapping[Verdict | None, tuple[str, Literal["full", "none"]]] = {
+MARKS: Mapping[Verdict | None, tuple[str, Literal["full", "none"]]] = {
     "trusted": ("o", "full"),
     "upper bound": ("o", "none"),
     "not trustworthy": ("X", "full"),
     None: ("", "full"),
 }
 """Marker and fill style of a point by its verdict."""
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito's, which colour-blind readers can tell apart."""
 
 
@@ -67,7 +69,7 @@ class Panel:
 def plot_path(path: Path) -> Path:
     """`path` itself. Raises UsageError for a format that is not drawn or a folder that is not there."""
     if path.suffix.lower() not in FORMATS:
-        raise UsageError(f"--plot draws {', '.join(FORMATS)} files, not '{path.name}'")
+        raise UsageError(f"advplug draws {', '.join(FORMATS)} files, not '{path.name}'")
     if not path.absolute().parent.is_dir():
         raise UsageError(f"the folder of {path} does not exist; create it first")
     return path
@@ -198,21 +200,44 @@ def draw(result: RunResult, axis: Axis, path: Path) -> None:
     shown = panels(result, axis)
     if not shown:
         raise AdvplugError(f"no cell was computed, so {path} was not drawn")
-    import matplotlib as mpl
+    save(drawn(shown, axis), path)
+
+
+def drawn(shown: Sequence[Panel], axis: Axis) -> Figure:
+    """The panels as a figure."""
+    with style():
+        made, places = canvases(len(shown))
+        for place, panel in zip(places, shown, strict=True):
+            _draw_panel(place, panel, axis)
+    return made
+
+
+def canvases(count: int, size: tuple[float, float] = (6.4, 5.0)) -> tuple[Figure, list[Canvas]]:
+    """An empty figure with `count` places of `size` inches each, two beside each other; belongs to no window."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    columns = min(2, len(shown))
-    lines = math.ceil(len(shown) / columns)
-    # Text stays text, and the same result gives the same bytes.
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "advplug", "font.size": 9}):
-        figure = Figure(figsize=(6.4 * columns, 5.0 * lines), layout="constrained")
+    columns = min(2, count)
+    lines = math.ceil(count / columns)
+    with style():
+        figure = Figure(figsize=(size[0] * columns, size[1] * lines), layout="constrained")
         FigureCanvasAgg(figure)
-        grid = figure.subplots(lines, columns, squeeze=False)
-        for canvas, panel in zip(grid.flat, shown, strict=False):
-            _draw_panel(canvas, panel, axis)
-        for canvas in list(grid.flat)[len(shown) :]:
-            canvas.set_axis_off()
+        places = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for place in places[count:]:
+        place.set_axis_off()
+    return figure, places[:count]
+
+
+def style() -> AbstractContextManager[None]:
+    """Under which all figures are made and written: text stays text, and the same result gives the same bytes."""
+    import matplotlib as mpl
+
+    return mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "advplug", "font.size": 9})
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes `figure` to `path`, in the format of its suffix. Raises AdvplugError where that cannot be."""
+    with style():
         try:
             figure.savefig(path, dpi=150, metadata=_undated(path))
         except OSError as error:
@@ -224,15 +249,13 @@ def _undated(path: Path) -> dict[str, None]:
 
 
 def _draw_panel(canvas: Canvas, panel: Panel, axis: Axis) -> None:
-    from matplotlib.lines import Line2D
-
     verdicts: set[Verdict] = set()
     levels = [line for line in panel.lines if line.level]
     for line, style in zip(levels, (":", "--"), strict=False):
         canvas.axhline(100 * line.points[0].y.value, color="#777777", linestyle=style, linewidth=1, label=line.label)
     curves = [line for line in panel.lines if not line.level]
     for number, line in enumerate(curves):
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = COLOURS[number % len(COLOURS)]
         xs, ys = [p.x for p in line.points], [100 * p.y.value for p in line.points]
         # Lines that coincide stay visible: each is thinner than the one beneath it.
         width = 1.3 + 0.7 * (len(curves) - 1 - number)
@@ -243,19 +266,26 @@ def _draw_panel(canvas: Canvas, panel: Panel, axis: Axis) -> None:
             color=colour, alpha=0.12, linewidth=0,
         )  # fmt: skip
         for p in line.points:
-            marker, fill = _MARKS[p.verdict]
+            marker, fill = MARKS[p.verdict]
             if p.verdict is not None:
                 verdicts.add(p.verdict)
                 canvas.plot([p.x], [100 * p.y.value], marker=marker, fillstyle=fill, color=colour, markersize=7,
                             markerfacecoloralt="white", zorder=20)  # fmt: skip
-    handles, labels = canvas.get_legend_handles_labels()
-    for verdict in (v for v in get_args(Verdict) if v in verdicts):
-        marker, fill = _MARKS[verdict]
-        handles.append(Line2D([], [], color="#444444", marker=marker, fillstyle=fill, linestyle=""))
-        labels.append(f"verdict: {verdict}")
     canvas.set_title(panel.title, fontsize=9)
     canvas.set_xlabel(axis.name if axis.values is not None else "eps, in pixel units")
     canvas.set_ylabel("accuracy, %" if axis.panels is None else "share, %")
     canvas.set_ylim(-3, 103)
     canvas.grid(alpha=0.25, linewidth=0.5)
+    legend(canvas, verdicts)
+
+
+def legend(canvas: Canvas, verdicts: Collection[Verdict | None]) -> None:
+    """Below the picture: its lines, and what the markers of these verdicts mean."""
+    from matplotlib.lines import Line2D
+
+    handles, labels = canvas.get_legend_handles_labels()
+    for verdict in (v for v in get_args(Verdict) if v in verdicts):
+        marker, fill = MARKS[verdict]
+        handles.append(Line2D([], [], color="#444444", marker=marker, fillstyle=fill, linestyle=""))
+        labels.append(f"verdict: {verdict}")
     canvas.legend(handles, labels, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False)

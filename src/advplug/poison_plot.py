@@ -7,6 +7,7 @@ from typing import Any
 
 from advplug.errors import UsageError
 from advplug.estimate import Estimate
+from advplug.plans import Bound
 from advplug.plot import Axis, Line, Panel, Point, numbers
 from advplug.poisonings import PoisonPlan
 from advplug.results import Poisoning, RunResult
@@ -17,9 +18,13 @@ def axis_of_poisons(plans: Sequence[PoisonPlan]) -> Axis:
 
     Raises UsageError where the attacks differ otherwise.
     """
-    attacks = {p.attack.label: (p.attack,) for p in plans}
+    return axis_of_attacks({p.attack.label: (p.attack,) for p in plans})
+
+
+def axis_of_attacks(attacks: Mapping[str, tuple[Bound, ...]]) -> Axis:
+    """The same of attacks by label."""
     if len(attacks) < 2:
-        return Axis("round", {}, panels=_by_round)
+        return ROUNDS
     found = numbers(attacks)
     if found is None or found.values is None:
         raise UsageError(
@@ -87,3 +92,7 @@ def _grouped(rows: Sequence[Poisoning], key: Callable[[Poisoning], Any]) -> dict
         if row.status == "ok":
             groups.setdefault(key(row), []).append(row)
     return groups
+
+
+ROUNDS = Axis("round", {}, panels=_by_round)
+"""The rounds of trainings that chose what to trust."""
