@@ -13,6 +13,7 @@ from advplug.errors import UsageError
 from advplug.plans import Bound
 from advplug.results import RunResult
 from advplug.session import Request, execute, plan_all
+from advplug.study_plan import spec_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,7 +31,7 @@ def evaluate(
     classes: int | None = None,
     eps: str | float | Sequence[str | float] = (),
     n: int | None = None,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     baseline: bool = True,
     output: str | Path | None = None,
     fresh: bool = False,
@@ -53,6 +54,7 @@ def evaluate(
         classes: the class count of `dataset` where not all classes occur in it.
         eps: budgets such as `"8/255"`, `0.1` or `"l2:0.5"`; none means the dataset's customary one.
         n: how many test images; a fixed random subset.
+        seed: of training and attacks; several are an axis.
         output: folder to keep results in and resume from; None keeps nothing.
         audit: `"quick"` checks the evaluation's health on 64 images, `"full"` on all, `"none"` not at all.
 
@@ -69,7 +71,7 @@ def evaluate(
         budgets=tuple(_budget(e) for e in _listed(eps)),
         datasets=tuple(_dataset(dataset, train, classes)),
         limit=n,
-        seed=seed,
+        seeds=tuple(seed) if isinstance(seed, Sequence) else (seed,),
         baseline=baseline,
         output=None if output is None else Path(output),
         fresh=fresh,
@@ -80,7 +82,8 @@ def evaluate(
         command="advplug.evaluate",
     )
     sweeps, poisons = plan_all(request)
-    return execute(request, sweeps, progress, poisons)
+    spec = spec_of(request) if request.output is not None else None
+    return execute(request, sweeps, progress, poisons, spec)
 
 
 def _listed(value: Any) -> list[Any]:

@@ -10,7 +10,9 @@ from typing import Any, NoReturn
 
 import click
 
+from advplug.cli_files import compare_runs, export_run, plot_run
 from advplug.cli_groups import cache, plugin
+from advplug.cli_run import Interrupted, command_line, run, schema, show_status
 from advplug.defaults import CRAFTED_BY, OUTPUT
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -24,6 +26,7 @@ def cli(debug: bool) -> None:
 
     \b
     advplug eval --model resnet18 --attack ifgsm --defense prune
+    advplug run matrix.yaml
     advplug transfer --model cnn --model resnet18
     advplug list attacks
     advplug info attack pgd
@@ -48,10 +51,11 @@ _RUN = (
                  help="Dataset: a name, folder:PATH, npz:PATH."),
     click.option("-n", "limit", type=int, metavar="N", help="Number of test images. Default: the dataset's own."),
     click.option("--skip-bad", is_flag=True, help="Leave out images and captions that cannot be read, and note which."),
-    click.option("--seed", type=int, default=0, show_default=True, help="Seed of training and attacks."),
+    click.option("--seed", "seeds", type=int, multiple=True, default=(0,), show_default=True, metavar="SEED",
+                 help="Seed of training and attacks."),
     click.option("-o", "--output", type=click.Path(path_type=Path), default=Path(OUTPUT),
                  show_default=True, metavar="DIR", help="Folder that keeps the results; runs resume from it."),
-    click.option("--fresh", is_flag=True, help="Forget what the folder holds and compute everything anew."),
+    click.option("--fresh/--resume", default=False, help="Compute everything anew, or what is missing (default)."),
     click.option("--dry-run", is_flag=True, help="Print the cells and what is done, and compute nothing."),
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON (see: advplug schema)."),
     click.option("--device", default="auto", show_default=True, metavar="DEVICE",
@@ -90,7 +94,7 @@ def evaluate(no_baseline: bool, plot: Path | None, **given: Any) -> None:
 
     baseline = not no_baseline
     if plot is None:
-        _run(plan_all, show, baseline=baseline, **given)
+        _run(plan_all, show, keeps_spec=True, baseline=baseline, **given)
         return
     from advplug.plot import axis_of, draw, plot_path
     from advplug.poison_plot import axis_of_poisons
@@ -107,7 +111,7 @@ def evaluate(no_baseline: bool, plot: Path | None, **given: Any) -> None:
         show(result, as_json, quiet)
         draw(result, axes[0], plot)
 
-    _run(plan_along, show_and_draw, baseline=baseline, **given)
+    _run(plan_along, show_and_draw, keeps_spec=True, baseline=baseline, **given)
 
 
 @cli.command("transfer")
@@ -138,6 +142,7 @@ def _run(
     quiet: bool,
     verbose: bool,
     skip_bad: bool,
+    keeps_spec: bool = False,
     **given: Any,
 ) -> None:
     from advplug.errors import CellFailure
@@ -146,47 +151,26 @@ def _run(
 
     if skip_bad:
         given["datasets"] = all_skipping(given["datasets"])
-    request = Request(output=output, command=_command_line(), **given)
+    request = Request(output=output, command=command_line(), **given)
     sweeps, poisons = plan(request)
     if dry_run:
         _print_plan(sweeps, certificates(request, sweeps), poisons, request, as_json)
         return
     from advplug.console import console_progress, quieten
+    from advplug.study_plan import spec_of
 
     quieten(verbose)
+    spec = spec_of(request) if keeps_spec else None
     with console_progress(quiet) as progress:
         try:
-            result = execute(request, sweeps, progress, poisons)
+            result = execute(request, sweeps, progress, poisons, spec)
         except KeyboardInterrupt:
-            raise _Interrupted(
+            raise Interrupted(
                 f"interrupted: finished cells are kept in {output}; to go on: {request.command}"
             ) from None
     show(result, as_json, quiet)
     if result.failed:
         raise CellFailure(f"{len(result.failed)} of {len(result.done)} cells failed: {result.failed[0].reason}")
-
-
-@cli.command("compare")
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
-@click.option(
-    "--fail-under",
-    type=click.FloatRange(min=0),
-    metavar="POINTS",
-    help="Exit 1 where B's worst-case accuracy lies more than this many points below A's.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
-def compare_runs(a: Path, b: Path, fail_under: float | None, as_json: bool) -> None:
-    """Compare two runs, A and B, by the folders that keep them.
-
-    Differences are paired, image by image; where the 95 % interval holds 0, no difference is shown.
-    """
-    from advplug.compare import compare, gate, render
-
-    compared = compare(a, b)
-    click.echo(compared.to_json() if as_json else render(compared))
-    if fail_under is not None:
-        gate(compared, fail_under)
 
 
 @cli.command("leakage")
@@ -236,7 +220,7 @@ def poison(
     """
     from advplug.session import write_poisoned
 
-    made = write_poisoned(dataset, attack, output, model, seed, device, offline, _command_line())
+    made = write_poisoned(dataset, attack, output, model, seed, device, offline, command_line())
     click.echo(f"{made.training:,} training images, {made.poisons:,} of them poisons, and {made.test:,} test images")
     click.echo(f"to look at them: {output}/poisons.html; what they were: {output}/poisons.json")
 
@@ -280,18 +264,8 @@ def doctor(quick: bool) -> None:
     sys.exit(report.exit_code)
 
 
-cli.add_command(plugin)
-cli.add_command(cache)
-
-
-@cli.command()
-def schema() -> None:
-    """Print the JSON Schema of `advplug eval --json`."""
-    import json
-
-    from advplug.results import json_schema
-
-    click.echo(json.dumps(json_schema(), indent=2))
+for command in (compare_runs, export_run, plot_run, plugin, cache, run, show_status, schema):
+    cli.add_command(command)
 
 
 def _print_plan(sweeps: list[Any], proofs: list[Any], poisons: list[Any], request: Any, as_json: bool) -> None:
@@ -301,16 +275,6 @@ def _print_plan(sweeps: list[Any], proofs: list[Any], poisons: list[Any], reques
     keys = [*(s.cell_key(eps) for s in sweeps for eps in s.budgets), *(p.key for p in (*proofs, *poisons))]
     done = {} if request.fresh else finished(request.output, keys)
     click.echo((plan_json if as_json else render_plan)(sweeps, done, proofs, poisons))
-
-
-def _command_line() -> str:
-    import shlex
-
-    return shlex.join(["advplug", *sys.argv[1:]])
-
-
-class _Interrupted(Exception):  # noqa: N818 - not an error
-    """Ctrl-C, with the line that says how to go on."""
 
 
 def main() -> NoReturn:
@@ -328,7 +292,7 @@ def main() -> NoReturn:
         code = _fail(f"Error: {_one_line(error)}", 2, error)
     except (KeyboardInterrupt, click.Abort):
         code = _fail("interrupted", 130)
-    except _Interrupted as stop:
+    except Interrupted as stop:
         code = _fail(str(stop), 130)
     except AdvplugError as error:
         code = _fail(f"Error: {error}", error.exit_code, error)

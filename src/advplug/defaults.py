@@ -5,3 +5,6 @@ OUTPUT = "advplug-results"
 
 CRAFTED_BY = "pgd:steps=40"
 """The attack that crafts the images of a transfer attack."""
+
+SPEC = "spec.yaml"
+"""The file in that folder that says what was asked for."""

@@ -135,3 +135,29 @@ def worst_case(robust: Sequence[Array]) -> Array:
     choice = stacked[:, :, 0::2].mean(axis=2).argmin(axis=0)
     chosen = stacked[choice, np.arange(stacked.shape[1])][:, 1::2]
     return np.asarray(min([chosen, *stacked[:, :, 1::2]], key=lambda bits: float(bits.mean())))
+
+
+def joined(parts: Sequence[Evidence]) -> Evidence:
+    """The evidence of several chunks of images as one."""
+    columns: dict[str, Any] = {}
+    for name in Evidence.__dataclass_fields__:
+        values = [getattr(p, name) for p in parts]
+        if name == "violations":
+            columns[name] = sum(values)
+        elif name in ("worst_violation", "minimised", "capped"):
+            columns[name] = max(values)
+        elif any(v is None for v in values):
+            columns[name] = _padded(values, parts)
+        else:
+            columns[name] = np.concatenate(values)
+    return Evidence(**columns)
+
+
+def _padded(values: Sequence[Array | None], parts: Sequence[Evidence]) -> Array | None:
+    """A trace is missing where a chunk had nothing to attack; zeros stand for it there."""
+    known = next((v for v in values if v is not None), None)
+    if known is None:
+        return None
+    return np.concatenate(
+        [np.zeros((p.n, *known.shape[1:]), known.dtype) if v is None else v for v, p in zip(values, parts, strict=True)]
+    )

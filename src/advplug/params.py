@@ -33,8 +33,8 @@ _KINDS: dict[Any, str] = {
 }
 _EXPONENT = re.compile(r"[eE]([+-]?\d+)")
 _MAX_EXPONENT = 300
-_TRUE = {"true", "yes", "on", "1"}
-_FALSE = {"false", "no", "off", "0"}
+TRUE = {"true", "yes", "on", "1"}
+FALSE = {"false", "no", "off", "0"}
 
 
 @dataclass(frozen=True)
@@ -219,8 +219,8 @@ def fraction(text: str) -> Fraction:
 
 
 def _bool(text: str) -> bool:
-    if text.lower() in _TRUE | _FALSE:
-        return text.lower() in _TRUE
+    if text.lower() in TRUE | FALSE:
+        return text.lower() in TRUE
     raise ValueError(text)
 
 

@@ -33,10 +33,11 @@ from advplug.contracts import (
 from advplug.craft import checked, craft, targets
 from advplug.crafted import CraftedWriter
 from advplug.decisions import CHUNK, Batching, Clean, cosines, draws_of, round_to_8_bits, succeeds, succeeds_in_8_bits
-from advplug.evidence import Array, Evidence
+from advplug.evidence import Array, Evidence, joined
 from advplug.matrix import Sweep
 from advplug.perturbations import perturbation
 from advplug.rng import Stream
+from advplug.samples import MOST, Sample, sampled
 from advplug.victim import Victim
 
 
@@ -51,11 +52,12 @@ class Timing:
 
 @dataclass
 class SweepResult:
-    """Evidence by budget, with the attack's own cost."""
+    """Evidence by budget, with the attack's own cost and a few images to look at."""
 
     evidence: dict[Fraction, Evidence]
     timing: dict[Fraction, Timing]
     notes: list[str] = field(default_factory=list)
+    samples: dict[Fraction, Sample] = field(default_factory=dict)
 
 
 @dataclass
@@ -118,6 +120,7 @@ def run_sweep(
     victim = built.victim
     parts: dict[Fraction, list[Evidence]] = {eps: [] for eps in sweep.budgets}
     timing = {eps: Timing() for eps in sweep.budgets}
+    seen: list[tuple[Batch, Array, dict[Fraction, Tensor]]] = []
     for chunk in _chunks(built, clean, sweep):
         adaptive = _attack_chunk(_Offence(sweep, attack, victim, victim, batching, timing), chunk)
         bare = {}
@@ -140,17 +143,22 @@ def run_sweep(
                 )
             )
             timing[eps].decide += time.perf_counter() - clock
+        if not seen:
+            first = {eps: found.x[:MOST].clone() for eps, found in adaptive.items()}
+            seen.append((chunk.batch.take(torch.arange(min(MOST, len(chunk.batch)))), chunk.todo[:MOST], first))
         progress(len(chunk.batch))
         release_freed_memory()
     if keep is not None:
         keep.finish()
-    evidence = {eps: _concatenate(found) for eps, found in parts.items()}
+    evidence = {eps: joined(found) for eps, found in parts.items()}
     told = {
         "minimised": int(isinstance(sweep.goal, Minimise)),
         "capped": int(isinstance(sweep.goal, Targeted) or victim.rejects),
     }
     evidence = {eps: replace(found, **told) for eps, found in evidence.items()}  # type: ignore[arg-type]
-    return SweepResult(evidence, timing, list(batching.notes))
+    # After all else, so that a randomised victim decides as it would have without.
+    samples = sampled(victim, *seen[0], batching) if seen else {}
+    return SweepResult(evidence, timing, list(batching.notes), samples)
 
 
 def allowed(attack: EvasionAttack, norm: Norm, eps: Fraction) -> Perturbation:
@@ -379,28 +387,3 @@ def _merge(into: dict[str, Array], trace: Trace | None, todo: Array) -> None:
 
 def _copied(trace: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
     return ((name, values.copy()) for name, values in trace.items())
-
-
-def _concatenate(parts: list[Evidence]) -> Evidence:
-    joined = {}
-    for name in Evidence.__dataclass_fields__:
-        values = [getattr(p, name) for p in parts]
-        if name == "violations":
-            joined[name] = sum(values)
-        elif name in ("worst_violation", "minimised", "capped"):
-            joined[name] = max(values)
-        elif any(v is None for v in values):
-            joined[name] = _padded(values, parts)
-        else:
-            joined[name] = np.concatenate(values)
-    return Evidence(**joined)
-
-
-def _padded(values: list[Array | None], parts: list[Evidence]) -> Array | None:
-    """A trace is missing where a chunk had nothing to attack; zeros stand for it there."""
-    known = next((v for v in values if v is not None), None)
-    if known is None:
-        return None
-    return np.concatenate(
-        [np.zeros((p.n, *known.shape[1:]), known.dtype) if v is None else v for v, p in zip(values, parts, strict=True)]
-    )

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from advplug.certificates import CertificatePlan
 from advplug.matrix import Sweep
 from advplug.poisonings import PoisonPlan
 from advplug.table import grid
+
+if TYPE_CHECKING:
+    from advplug.calibrate import Timed
+    from advplug.forecast import Forecast
 
 
 def plan_rows(sweeps: Sequence[Sweep], done: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -26,6 +30,7 @@ def plan_rows(sweeps: Sequence[Sweep], done: Mapping[str, str]) -> list[dict[str
                     "attack": sweep.attack.label,
                     "norm": sweep.norm,
                     "eps": str(eps),
+                    "seed": sweep.victim.seed,
                     "images": sweep.limit,
                     "state": _state(sweep.refused is not None, done.get(sweep.cell_key(eps), "")),
                     "reason": str(sweep.refused) if sweep.refused else None,
@@ -77,6 +82,42 @@ def plan_json(
     return json.dumps(rows, indent=2)
 
 
+def forecast_json(cost: Forecast, seconds: Timed | None) -> dict[str, Any]:
+    """Passes of what is to be computed, and seconds where they were timed."""
+    total = cost.total
+    told: dict[str, Any] = {"passes": total.passes, "most_passes": total.most, "guessed": list(cost.unknown)}
+    if seconds is not None:
+        told["seconds"] = {"passes": round(seconds.passes, 2), "training": round(seconds.training, 2)}
+        told |= {"trainings": seconds.trainings, "not_timed": list(seconds.unknown)}
+    return told
+
+
+def forecast_text(cost: Forecast, seconds: Timed | None) -> str:
+    """The same, for people."""
+    total = cost.total
+    if not cost.victims:
+        return "nothing is left to compute"
+    lines = [f"forecast: about {total.passes:,} passes of an image, at most {total.most:,}, trainings aside"]
+    if seconds is None:
+        lines[0] += "; --calibrate forecasts seconds, too"
+    else:
+        told = f"about {_duration(seconds.passes + seconds.training)} here"
+        if seconds.trainings:
+            told += f", {_duration(seconds.training)} of that for {seconds.trainings} trainings that are not cached"
+        lines[0] += f"; {told}"
+        lines += [f"not timed: {text}" for text in seconds.unknown]
+    if cost.unknown:
+        lines.append(f"guessed, since the parameters do not tell: {', '.join(cost.unknown)}")
+    return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    """`40 s`, `12 min` or `3.5 h`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def render_plan(
     sweeps: Sequence[Sweep],
     done: Mapping[str, str],
@@ -95,6 +136,8 @@ def render_plan(
             remarks.append(f"refused: {row['attack']} on {row['model']} ({row['defense']}): {row['reason']}")
         remarks += [f"note: {row['attack']}: {note}" for note in row["notes"]]
     header = ["dataset", "model", "defense", "attack", "norm", "eps", "images", "state"]
+    if len({row["seed"] for row in rows}) > 1:
+        header.insert(3, "seed")
     count = sum(row["state"] in ("to do", "again") for row in rows)
     text = [["all" if row[h] is None else str(row[h]) for h in header] for row in rows]
     table = grid(f"{len(rows)} cells, {count} to compute", header, text)

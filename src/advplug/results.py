@@ -184,13 +184,17 @@ class Poisoning:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What produced the result."""
+    """What produced the result. `seeds` are all that were asked for, `seed` is the first of them. `passes` and `seconds`
+    are what the last run spent: images sent through models forward and backward, trainings aside, and wall time."""
 
     versions: dict[str, str]
     seed: int
     device: str
     command: str
     output: str | None = None
+    seeds: tuple[int, ...] = ()
+    passes: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

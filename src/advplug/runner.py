@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 import traceback
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -16,6 +15,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from advplug import audit as audits
+from advplug.allowance import UNLIMITED, Allowance, informative
 from advplug.artifacts import Artifacts
 from advplug.assemble import finding, group_key, identity
 from advplug.build import Builder, Built
@@ -84,12 +84,16 @@ class Runner:
     usage_errors: list[str] = field(default_factory=list)
     certificates: Sequence[CertificatePlan] = ()
     poisonings: Sequence[PoisonPlan] = ()
+    allowance: Allowance = UNLIMITED
 
     def __post_init__(self) -> None:
         self.batching = Batching(self.options.batch_size)
         artifacts = Artifacts(self.options.cache) if self.options.cache else Artifacts()
         self._builder = Builder(artifacts, self.options.device, self.options.offline, self.progress)
         self._victims: OrderedDict[str, tuple[Built, Clean]] = OrderedDict()
+        self._seen: dict[str, tuple[Clean, bool | None]] = {}
+        self._counts: list[Any] = []
+        self._began = time.perf_counter()
         self._unusable: dict[str, AdvplugError] = {}
         by_key = {s.key: s for s in self.sweeps if s.refused is None}
         self._baselines: dict[str, Sweep] = {}
@@ -104,20 +108,50 @@ class Runner:
     def device(self) -> str:
         return str(self._builder.device)
 
+    @property
+    def passes(self) -> int:
+        """Images sent through models forward and backward so far, trainings aside."""
+        return sum(count.model + count.backward for count in self._counts)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time so far."""
+        return time.perf_counter() - self._began
+
+    @property
+    def out(self) -> bool:
+        """Whether the allowance is used up."""
+        return self.allowance.used_up(self.seconds, self.passes)
+
     def run(self) -> None:
-        """Runs what is missing. Failures of a cell are stored with their reason; the others go on."""
-        for _, group in itertools.groupby(self.sweeps, key=lambda s: s.victim.key):
-            sweeps = list(group)
-            for sweep in sweeps:
-                self._run(sweep)
-            if self.options.audit != "none":
-                self._audit(sweeps)
-            for plan in self.certificates:
-                if plan.victim.key == sweeps[0].victim.key:
-                    self._certify(plan)
+        """Runs what is missing. Failures of a cell are stored with their reason; the others go on.
+
+        Where the allowance is limited, the most informative sweeps come first, and none is begun once it is used up.
+        """
+        order = informative(self.sweeps) if self.allowance.limited else self.sweeps
+        of_victim: dict[str, list[Sweep]] = {}
+        for sweep in order:
+            of_victim.setdefault(sweep.victim.key, []).append(sweep)
+        left = Counter(sweep.victim.key for sweep in order)
+        for sweep in order:
+            if self.out:
+                break
+            self._run(sweep)
+            left[sweep.victim.key] -= 1
+            if not left[sweep.victim.key]:
+                self._conclude(of_victim[sweep.victim.key])
         self._drop_crafted()
         for poisoning in self.poisonings:
-            self._poison(poisoning)
+            if not self.out:
+                self._poison(poisoning)
+
+    def _conclude(self, sweeps: list[Sweep]) -> None:
+        """What is said of a victim once all its attacks are run: the audit of its threats, and its certificate."""
+        if self.options.audit != "none":
+            self._audit(sweeps)
+        for plan in self.certificates:
+            if plan.victim.key == sweeps[0].victim.key and not self.out:
+                self._certify(plan)
 
     # --- one sweep ---
 
@@ -140,7 +174,8 @@ class Runner:
             self.usage_errors.append(str(error))
             self._fail(sweep, error)
         else:
-            self.store.put(sweep.key, cells, renew=self._lacks_static(sweep))
+            samples = {sweep.cell_key(eps): sample for eps, sample in result.samples.items()}
+            self.store.put(sweep.key, cells, renew=self._lacks_static(sweep), samples=samples)
 
     def _fail(self, sweep: Sweep, error: AdvplugError) -> None:
         if os.environ.get("ADVPLUG_DEBUG"):
@@ -181,13 +216,24 @@ class Runner:
             while len(self._victims) >= VICTIMS_KEPT:
                 self._victims.popitem(last=False)
             built = self._builder.build(plan, self._limit(plan))
+            self._counts.append(built.victim.passes)
             built.victim.batch_size = self.batching.size
-            clean = clean_decisions(built.victim, built.split, self.batching)
-            built.batch_dependent = is_batch_dependent(built, self.batching)
+            clean, built.batch_dependent = self._looked_at(built)
             built.victim.batch_dependent = bool(built.batch_dependent)
             self._victims[plan.key] = (built, clean)
+            self.store.put_classes(plan.dataset.label, plan.dataset.value.info().classes)
         self._victims.move_to_end(plan.key)
         return self._victims[plan.key]
+
+    def _looked_at(self, built: Built) -> tuple[Clean, bool | None]:
+        """The answers without attack, which a victim gives once even where it is built again."""
+        key = built.victim.key
+        if key in self._seen:
+            return self._seen[key]
+        found = clean_decisions(built.victim, built.split, self.batching), is_batch_dependent(built, self.batching)
+        if found[0].cosines is None:  # those of a gallery are large
+            self._seen[key] = found
+        return found
 
     def _limit(self, plan: VictimPlan) -> int | None:
         asked: list[Sweep | PoisonPlan] = [*self.sweeps, *self.poisonings]
@@ -354,6 +400,8 @@ class Runner:
             key = group_key(members)
             if self.store.audit(f"full:{key}") is not None or self.store.audit(f"{level}:{key}") is not None:
                 continue
+            if self.out:
+                return
             try:
                 self._audit_group(f"{level}:{key}", members)
             except AdvplugError as error:

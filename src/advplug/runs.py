@@ -16,7 +16,8 @@ from advplug.results import (
     run_from_json,
     threat_from_json,
 )
-from advplug.store import cells, reading, shown
+from advplug.samples import Sample
+from advplug.store import cells, classes, reading, samples, shown
 from advplug.versions import versions
 
 
@@ -45,6 +46,18 @@ def observed(folder: Path) -> list[tuple[Cell, Evidence]]:
     with reading(folder) as db:
         rows = [(cell_from_json(made), evidence) for made, evidence in cells(db) if made["status"] == "ok"]
     return [(cell, Evidence.from_bytes(evidence)) for cell, evidence in rows if evidence]
+
+
+def pictured(folder: Path) -> dict[str, Sample]:
+    """A few images of each cell that has some, by its key. Raises UsageError likewise."""
+    with reading(folder) as db:
+        return {key: Sample.from_bytes(found) for key, found in samples(db)}
+
+
+def class_names(folder: Path) -> dict[str, tuple[str, ...]]:
+    """How the classes are called, by dataset; of datasets of cells that were computed. Raises UsageError likewise."""
+    with reading(folder) as db:
+        return classes(db)
 
 
 def _last(made: Any, told: dict[str, Any]) -> Any:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from advplug.allowance import UNLIMITED, Allowance
 from advplug.budgets import parse_budget
 from advplug.certificates import CertificatePlan, planned
-from advplug.defaults import CRAFTED_BY, OUTPUT
+from advplug.defaults import CRAFTED_BY, OUTPUT, SPEC
 from advplug.errors import UsageError
 from advplug.matrix import THREAT_KEYS, Axes, Sweep, expand
 from advplug.parse import Reference, parse_reference, parse_stack, parse_victim
@@ -36,7 +37,7 @@ class Request:
     budgets: tuple[str, ...] = ()
     datasets: tuple[str | Bound, ...] = ("digits",)
     limit: int | None = None
-    seed: int = 0
+    seeds: tuple[int, ...] = (0,)
     baseline: bool = True
     output: Path | None = Path(OUTPUT)
     fresh: bool = False
@@ -103,8 +104,9 @@ def _demand_valid(request: Request) -> None:
         raise UsageError(f"-n must be at least 1 image, got {request.limit}")
     if request.batch_size < 1:
         raise UsageError(f"--batch-size must be at least 1, got {request.batch_size}")
-    if not 0 <= request.seed < 2**63:
-        raise UsageError(f"--seed must be a whole number of at least 0, got {request.seed}")
+    for seed in request.seeds:
+        if not 0 <= seed < 2**63:
+            raise UsageError(f"--seed must be a whole number of at least 0, got {seed}")
     if request.audit not in ("none", "quick", "full"):
         raise UsageError(f"audit cannot be '{request.audit}'; choose from none, quick, full")
     if not request.models:
@@ -118,14 +120,14 @@ def _axes(
     defenses: tuple[tuple[Bound, ...], ...],
     attacks: tuple[Reference, ...],
 ) -> Axes:
-    """These victims and attacks on the request's datasets, budgets and seed."""
+    """These victims and attacks on the request's datasets, budgets and seeds."""
     return Axes(
         datasets=tuple(_bound(known, "dataset", d) for d in request.datasets),
         models=models,
         defenses=defenses,
         attacks=attacks,
         budgets=tuple(parse_budget(e) for e in request.budgets),
-        seeds=(request.seed,),
+        seeds=request.seeds,
         limit=request.limit,
         baseline=request.baseline,
     )
@@ -185,9 +187,13 @@ def execute(
     sweeps: list[Sweep],
     progress: Progress | None = None,
     poisons: Sequence[PoisonPlan] = (),
+    spec: str | None = None,
+    allowance: Allowance = UNLIMITED,
 ) -> RunResult:
     """Runs what is missing and returns the result of all cells, with the certificates of victims that have some.
 
+    `spec` is written to the folder first: what was asked for, so that `advplug status` can tell what is pending. Where
+    the `allowance` is used up, the most informative cells are done and the others are left out of the result.
     Raises UsageError where nothing could be computed because of what was asked for; what is refused or failed
     is stored all the same.
     """
@@ -202,17 +208,33 @@ def execute(
     with ExitStack() as stack:
         folder = request.output or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="advplug-")))
         store = stack.enter_context(Store(folder, request.fresh))
+        if spec is not None and request.output is not None:
+            _write(spec, store.folder / SPEC)
         due = certificates(request, sweeps)
-        runner = Runner(sweeps, store, registry(), options, progress or Silent(), certificates=due, poisonings=poisons)
+        runner = Runner(
+            sweeps, store, registry(), options, progress or Silent(), certificates=due, poisonings=poisons,
+            allowance=allowance,
+        )  # fmt: skip
         output = None if request.output is None else str(folder)
-        info = RunInfo(versions(), request.seed, runner.device, request.command, output)
+        info = RunInfo(versions(), request.seeds[0], runner.device, request.command, output, request.seeds)
         try:
             runner.run()
         finally:
             # Of an interrupted run too, what is finished can be read.
+            info = replace(info, passes=runner.passes, seconds=runner.seconds)
             result = assemble(sweeps, stored(store, request.audit), info, due, poisons)
             store.put_shown(result)
     impossible = runner.usage_errors or [str(c.reason) for c in result.done if c.status == "refused"]
     if impossible and all(c.status == "refused" or c.reason in runner.usage_errors for c in result.done):
         raise UsageError(impossible[0])
     return result
+
+
+def _write(spec: str, path: Path) -> None:
+    """Whole or not at all. Raises UsageError."""
+    from advplug.store import explained
+
+    with explained(path.parent):
+        part = path.with_suffix(".part")
+        part.write_text(spec, encoding="utf-8")
+        part.replace(path)

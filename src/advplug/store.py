@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from advplug.results import (
     certificate_from_json,
     poisoning_from_json,
 )
+from advplug.samples import Sample
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS cell (
@@ -36,6 +37,8 @@ CREATE TABLE IF NOT EXISTS audit (
 CREATE TABLE IF NOT EXISTS shown (
     kind TEXT NOT NULL, key TEXT NOT NULL, row TEXT NOT NULL, finished TEXT NOT NULL DEFAULT (datetime('now')),
     PRIMARY KEY (kind, key));
+CREATE TABLE IF NOT EXISTS sample (key TEXT PRIMARY KEY, sample BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS named (dataset TEXT PRIMARY KEY, classes TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 _PUT = (
@@ -121,14 +124,30 @@ class Store:
                     self._db.execute("ROLLBACK")
                 raise
 
-    def put(self, sweep: str, cells: Sequence[tuple[Cell, Evidence | None]], renew: bool = False) -> None:
-        """Writes cells at once; one that is `ok` already stays as it is, unless it is to be renewed."""
+    def put(
+        self,
+        sweep: str,
+        cells: Sequence[tuple[Cell, Evidence | None]],
+        renew: bool = False,
+        samples: Mapping[str, Sample] | None = None,
+    ) -> None:
+        """Writes cells at once; one that is `ok` already stays as it is, unless it is to be renewed.
+
+        `samples` are images to look at, by the cell's key.
+        """
         rows = [
             (c.key, sweep, c.status, json.dumps(asdict(c), allow_nan=False), e.to_bytes() if e else None)
             for c, e in cells
         ]
         with self._transaction():
             self._db.executemany(_PUT, [(*row, renew) for row in rows])
+            seen = [(key, sample.to_bytes()) for key, sample in (samples or {}).items()]
+            self._db.executemany("INSERT OR REPLACE INTO sample (key, sample) VALUES (?, ?)", seen)
+
+    def put_classes(self, dataset: str, classes: Sequence[str]) -> None:
+        """Writes how the classes of a dataset are called."""
+        with self._transaction():
+            self._db.execute("INSERT OR REPLACE INTO named VALUES (?, ?)", (dataset, json.dumps(list(classes))))
 
     def put_certificate(self, made: Certificate, proofs: bytes | None) -> None:
         """Writes a certificate at once; one that is `ok` already stays as it is."""
@@ -218,6 +237,16 @@ def shown(db: sqlite3.Connection, kind: str) -> dict[str, Any]:
     """What finished runs said of a `kind`, by key: threat, certificate, poisoning or run."""
     rows = _select(db, "shown", "SELECT key, row FROM shown WHERE kind=? ORDER BY rowid", (kind,))
     return {key: json.loads(row) for key, row in rows}
+
+
+def samples(db: sqlite3.Connection) -> Iterator[tuple[str, bytes]]:
+    """Images to look at, by the cell's key."""
+    yield from _select(db, "sample", "SELECT key, sample FROM sample ORDER BY rowid")
+
+
+def classes(db: sqlite3.Connection) -> dict[str, tuple[str, ...]]:
+    """The names of the classes by dataset."""
+    return {name: tuple(json.loads(made)) for name, made in _select(db, "named", "SELECT dataset, classes FROM named")}
 
 
 def cells(db: sqlite3.Connection, kind: str = "cell") -> Iterator[tuple[Any, bytes | None]]:

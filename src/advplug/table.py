@@ -71,6 +71,7 @@ def _cells(cells: Sequence[Cell]) -> str:
         "dataset": lambda c: c.dataset,
         "model": lambda c: c.model,
         "defense": lambda c: c.defense,
+        **_seed(cells),
         "attack": lambda c: c.attack,
         "norm": lambda c: c.norm,
         "eps": lambda c: c.eps,
@@ -97,6 +98,7 @@ def _threats(threats: Sequence[ThreatRow]) -> str:
         "dataset": lambda t: t.dataset,
         "model": lambda t: t.model,
         "defense": lambda t: t.defense,
+        **_seed(threats),
         "norm": lambda t: t.norm,
         "eps": lambda t: t.eps,
         "goal": lambda t: t.goal,
@@ -128,6 +130,7 @@ def _certificates(certificates: Sequence[Certificate]) -> str:
         "dataset": lambda row: row[0].dataset,
         "model": lambda row: row[0].model,
         "defense": lambda row: row[0].defense,
+        **_seed(rows, lambda row: row[0]),
         "norm": lambda row: row[0].norm,
         "clean %": lambda row: percent(row[0].clean_accuracy),
         "abstains %": lambda row: percent(row[0].abstention_rate),
@@ -149,6 +152,7 @@ def _poisonings(poisonings: Sequence[Poisoning]) -> str:
         "model": lambda p: p.model,
         "attack": lambda p: p.attack,
         "defense": lambda p: p.defense,
+        **_seed(poisonings),
         "poisons": lambda p: "-" if p.poisons is None else f"{p.poisons} of {p.training_images}",
         "clean %": metric("clean_accuracy"),
         "triggered as wanted % [95 %]": metric("attack_success_rate", True),
@@ -160,6 +164,12 @@ def _poisonings(poisonings: Sequence[Poisoning]) -> str:
     }
     shared = ("dataset", "model", "attack", "poisons")
     return _table("Attacks on the training data", columns, poisonings, constant=shared)
+
+
+def _seed(items: Sequence[Any], of: Callable[[Any], Any] = lambda item: item) -> dict[str, Callable[[Any], str]]:
+    """A column, where there are several seeds."""
+    several = len({of(item).seed for item in items}) > 1
+    return {"seed": lambda item: str(of(item).seed)} if several else {}
 
 
 def _table(title: str, columns: Mapping[str, Callable[..., str]], items: Sequence[object], constant: Row) -> str:

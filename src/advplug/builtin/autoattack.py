@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from advplug.builtin.gradient import Precision, apgd, apgd_t
 from advplug.contracts import Access, AttackCaps, Param, Spec, Strength, Targeted
@@ -60,6 +61,14 @@ def autoattack(
     return Cascade(choose)
 
 
+def _effort(params: Mapping[str, Any]) -> tuple[float, float]:
+    """All parts on an image that none of them breaks."""
+    steps, aims = params["steps"], params["n_targets"]
+    if params["stochastic"]:
+        return 2 * (steps + 1), 2 * steps
+    return (1 + aims) * (steps + 1) + aims * steps + params["queries"], (1 + 2 * aims) * steps
+
+
 ATTACKS: list[Spec] = [
     Spec(
         "autoattack",
@@ -73,6 +82,7 @@ ATTACKS: list[Spec] = [
         ),
         "AutoAttack: APGD-CE, APGD-T, FAB-T and Square, each on what the others left standing",
         "Croce and Hein 2020, arXiv 2003.01690",
+        effort=_effort,
     ),
     Spec(
         "fab-t",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from advplug.contracts import Access, AttackCaps, Param, Spec, Strength
 
 if TYPE_CHECKING:
     from advplug.attacks.deepfool import DeepFool
     from advplug.attacks.spatial import SpatialAttack
+
+GRID = 775
+"""Shifts and rotations on the grid of the spatial attack."""
 
 
 def deepfool(
@@ -37,6 +41,12 @@ def spatial(
     return SpatialAttack(Ranges(shift, angle, scale), method, tries, scales)
 
 
+def _effort(params: Mapping[str, Any]) -> tuple[float, float]:
+    """A forward pass for each combination that is tried."""
+    sizes = params["scales"] if params["scale"] else 1
+    return (GRID * sizes if params["method"] == "grid" else params["tries"]) + 1, 0
+
+
 _BOTH = frozenset({"untargeted", "targeted"})
 _HERE = "advplug.builtin.geometric:"
 
@@ -47,6 +57,7 @@ ATTACKS: list[Spec] = [
         AttackCaps(Access.GRADIENT, frozenset({"linf", "l2"}), _BOTH, Strength.ITERATIVE, minimum_norm=True),
         "Minimum-norm: steps to the nearest boundary of the linearised model",
         "Moosavi-Dezfooli et al. 2015, arXiv 1511.04599",
+        effort=lambda params: (params["steps"] + 1, params["steps"] * min(params["candidates"], params["classes"])),
     ),
     Spec(
         "spatial",
@@ -61,5 +72,6 @@ ATTACKS: list[Spec] = [
         ),
         "Translation, rotation and scaling: the worst of a grid or of random draws",
         "Engstrom et al. 2017, arXiv 1712.02779",
+        effort=_effort,
     ),
 ]

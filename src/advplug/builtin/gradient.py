@@ -157,6 +157,7 @@ ATTACKS: list[Spec] = [
         "fgsm", _HERE + "fgsm", _caps(_TWO, Strength.ONE_STEP),
         "Fast gradient sign method: one step of length eps",
         "Goodfellow et al. 2014, arXiv 1412.6572",
+        effort=lambda params: (2, 1),
     ),
     Spec(
         "ifgsm", _HERE + "ifgsm", _caps(_TWO, Strength.ITERATIVE, warm_start=True),

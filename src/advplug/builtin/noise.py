@@ -89,5 +89,6 @@ ATTACKS: list[Spec] = [
         ),
         "Random noise of size eps: the floor that every attack must beat",
         "Carlini et al. 2019, arXiv 1902.06705, section 4.3",
+        effort=lambda params: (params["draws"], 0),
     )
 ]

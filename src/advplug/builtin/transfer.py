@@ -62,6 +62,15 @@ def _caps(bound: Mapping[str, Any]) -> AttackCaps:
     return replace(caps, access=Access.DECISION, norms=norms, strength=strength, stochastic=True, warm_start=False)
 
 
+def _effort(params: Mapping[str, Any]) -> tuple[float, float]:
+    """What crafting takes, on the surrogate."""
+    from advplug.forecast import effort_by
+
+    entry, inner, caps = _inner(params["attack"])
+    made = effort_by(entry.spec.effort, {**inner, "classes": params["classes"], "stochastic": False}, caps)
+    return made.forward, made.backward
+
+
 ATTACKS: list[Spec] = [
     Spec(
         "transfer",
@@ -76,5 +85,6 @@ ATTACKS: list[Spec] = [
         "Crafted on another model or defended model, judged on the victim",
         "Szegedy et al. 2013, arXiv 1312.6199, section 4.2; Papernot et al. 2016, arXiv 1605.07277",
         narrow=_caps,
+        effort=_effort,
     )
 ]

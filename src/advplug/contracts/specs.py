@@ -122,7 +122,10 @@ class Spec:
     parameters unless `params` states them. `needs` maps the bound parameters to further victims that
     the factory gets as keyword arguments (surrogates, proxies, clean twins): `"model"` inside such a
     reference stands for the attacked model. Parameters of type VictimRef are needs by themselves. `narrow` gives
-    the capabilities where they depend on the bound parameters; `caps` are then those of the defaults.
+    the capabilities where they depend on the bound parameters; `caps` are then those of the defaults. `effort` gives
+    how many times an attack sends an image forward and backward at most, for attacks whose parameters `steps`,
+    `restarts`, `n_targets`, `queries` and `draws` do not say it; beside the bound parameters it gets `classes`, their
+    number, and `stochastic`, whether the victim is randomised.
     """
 
     name: str
@@ -133,6 +136,7 @@ class Spec:
     params: tuple[ParamSpec, ...] | None = None
     needs: Callable[[Mapping[str, Any]], Mapping[str, VictimRef]] | None = None
     narrow: Callable[[Mapping[str, Any]], Caps] | None = None
+    effort: Callable[[Mapping[str, Any]], tuple[float, float]] | None = None
 
     def caps_of(self, params: Mapping[str, Any]) -> Caps:
         """The capabilities with these bound parameters."""

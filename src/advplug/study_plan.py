@@ -1,0 +1,222 @@
+"""A matrix to what is run: its blocks crossed, less what it excludes; and the `spec.yaml` that says so. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from advplug import hooks
+from advplug.budgets import parse_budget
+from advplug.errors import UnknownNameError, UsageError, did_you_mean
+from advplug.matrix import THREAT_KEYS, Sweep
+from advplug.parse import parse_reference, parse_stack
+from advplug.plans import VictimPlan, bind
+from advplug.poisonings import PoisonPlan
+from advplug.registry import Registry, registry
+from advplug.session import Request, plan_all
+from advplug.study import AXES, Block, Exclude, Loaded, Matrix, demand_own_names, load, resolved, spelled
+
+_KINDS = {"datasets": "dataset", "models": "model", "defenses": "defense", "attacks": "attack"}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a matrix comes to; `notes` say what in it has no effect. `request` holds what all of its blocks share."""
+
+    request: Request
+    matrix: Matrix
+    sweeps: list[Sweep]
+    poisons: list[PoisonPlan]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What the command line puts in place of a file's keys, in `include`, too; None leaves the file its own."""
+
+    axes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    n: int | None = None
+    baseline: bool | None = None
+    audit: str | None = None
+
+    def over(self, matrix: Matrix) -> Matrix:
+        own = {axis: list(values) for axis, values in self.axes.items() if values}
+        other = {"n": self.n, "baseline": self.baseline, "audit": self.audit}
+        include = [block.model_copy(update=dict.fromkeys(own)) for block in matrix.include]
+        given = {key: value for key, value in other.items() if value is not None}
+        return matrix.model_copy(update={**own, **given, "include": include})
+
+
+def plan_file(path: Path, base: Request, scale: str | None = None, flags: Flags | None = None) -> Planned:
+    """The cells of a matrix file. `base` says how to run. Raises UsageError, with file and line where it is one's."""
+    flags, known = flags or Flags(), registry()
+    loaded = load(path, scale)
+    demand_own_names(loaded, [name for kind in hooks.KINDS for name in known.tables[kind]])
+    _demand_known(loaded, known, {axis for axis, values in flags.axes.items() if values})
+    matrix = resolved(flags.over(loaded.matrix))
+    request = replace(
+        base, limit=matrix.n, baseline=matrix.baseline, audit=matrix.audit, certify=matrix.certify,
+        seeds=tuple(dict.fromkeys(s for block in (matrix, *matrix.include) for s in block.seeds or (0,))),
+    )  # fmt: skip
+    sweeps: list[Sweep] = []
+    poisons: list[PoisonPlan] = []
+    notes = []
+    if matrix.models:
+        with _told(str(path)):
+            sweeps, poisons = plan_all(_request(matrix, matrix, request))
+        for position, entry in enumerate(matrix.exclude):
+            before = sum(len(s.budgets) for s in sweeps) + len(poisons)
+            sweeps = [left for s in sweeps if (left := _less(s, entry)) is not None]
+            poisons = [p for p in poisons if not _matches(entry, p.victim, p.attack.label) or entry.eps is not None]
+            if sum(len(s.budgets) for s in sweeps) + len(poisons) == before:
+                notes.append(f"{loaded.where('exclude', position)}: this excludes nothing")
+    for position, block in enumerate(matrix.include):
+        with _told(loaded.where("include", position)):
+            more, others = plan_all(_request(matrix, block, request))
+        sweeps, poisons = [*sweeps, *more], [*poisons, *others]
+    unique = list({s.key: s for s in reversed(sweeps)}.values())[::-1]
+    attacked = list({p.key: p for p in reversed(poisons)}.values())[::-1]
+    if not unique and not attacked:
+        raise UsageError(f"{path}: nothing is left of the matrix; exclude less")
+    return Planned(request, matrix, _by_victim(unique), attacked, tuple(notes))
+
+
+class _told:  # noqa: N801 - a context manager
+    """Puts the place in a file before what is wrong there."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
+        if isinstance(error, UsageError):
+            raise UsageError(f"{self.where}: {error}") from error
+
+
+def _request(matrix: Matrix, block: Block, base: Request) -> Request:
+    """One block; what it leaves out is the file's."""
+
+    def axis(name: str, otherwise: tuple[Any, ...]) -> tuple[Any, ...]:
+        found = getattr(block, name) or getattr(matrix, name)
+        return tuple(found) if found else otherwise
+
+    return replace(
+        base,
+        datasets=axis("datasets", ("digits",)),
+        models=axis("models", ()),
+        defenses=axis("defenses", ()),
+        attacks=axis("attacks", ()),
+        budgets=axis("eps", ()),
+        seeds=axis("seeds", (0,)),
+    )
+
+
+def _by_victim(sweeps: Sequence[Sweep]) -> list[Sweep]:
+    """A victim's sweeps together, victims in the order in which they first appear, so that each is built once."""
+    order = {key: place for place, key in enumerate(dict.fromkeys(s.victim.key for s in sweeps))}
+    return sorted(sweeps, key=lambda s: order[s.victim.key])
+
+
+# --- names, with the line they stand on ---
+
+
+def _demand_known(loaded: Loaded, known: Registry, overridden: set[str]) -> None:
+    """Looks every reference of the file up. Raises UsageError with its line for one that cannot be used."""
+    variants = loaded.matrix.variants
+    for path, kind, text in _references(loaded.matrix, overridden):
+        with _told(loaded.where(*path)):
+            for part in parse_stack(spelled(text, variants)) if kind == "defense" else [None]:
+                reference = part or parse_reference(spelled(text, variants))
+                try:
+                    bind(known, kind, reference.without(*THREAT_KEYS) if kind == "attack" else reference)
+                except UnknownNameError as error:
+                    hint = did_you_mean(reference.name, variants).replace("mean '", "mean the variant '")
+                    raise UsageError(f"no {kind} is called '{reference.name}'{hint}" if hint else str(error)) from error
+
+
+def _references(matrix: Matrix, overridden: set[str]) -> Iterator[tuple[tuple[int | str, ...], str, str]]:
+    places: list[tuple[tuple[int | str, ...], Block]] = [((), matrix)]
+    places += [(("include", i), block) for i, block in enumerate(matrix.include)]
+    for path, block in places:
+        for axis, kind in _KINDS.items():
+            for position, text in enumerate(getattr(block, axis) or ()):
+                if axis not in overridden:
+                    yield (*path, axis, position), kind, text
+
+
+# --- what is left out ---
+
+
+def _less(sweep: Sweep, entry: Exclude) -> Sweep | None:
+    """The sweep without what `entry` excludes; None where nothing is left."""
+    if not _matches(entry, sweep.victim, sweep.attack.label):
+        return sweep
+    if entry.eps is None:
+        return None
+    gone = [parse_budget(text) for text in entry.eps]
+
+    def stays(eps: Fraction) -> bool:
+        return not any(b.eps == eps and b.norm in (None, sweep.norm) for b in gone)
+
+    left = tuple(eps for eps in sweep.budgets if stays(eps))
+    return replace(sweep, budgets=left) if left else None
+
+
+def _matches(entry: Exclude, victim: VictimPlan, attack: str) -> bool:
+    """Whether every key of `entry`, its budgets apart, matches."""
+    labels = {
+        "dataset": victim.dataset.label,
+        "model": victim.model.label,
+        "defense": victim.defense_label,
+        "attack": attack,
+    }
+    for axis, label in labels.items():
+        patterns = getattr(entry, axis)
+        if patterns is not None and not any(_fits(label, pattern) for pattern in patterns):
+            return False
+    return entry.seed is None or victim.seed in entry.seed
+
+
+def _fits(label: str, pattern: str) -> bool:
+    """Whether a pattern means this reference: written out, by the names in it, or by `*` and `?`."""
+    try:
+        names = "+".join(part.name for part in parse_stack(label)) or "none"
+        spelling = str(parse_stack(pattern))
+    except UsageError:  # a pattern need be no reference, nor a label of the user's own object
+        names, spelling = label, pattern
+    return label == spelling or any(fnmatchcase(text, pattern) for text in (label, names))
+
+
+# --- spec.yaml ---
+
+
+def spec_text(matrix: Matrix, command: str) -> str:
+    """The matrix as a file that `advplug run` reads again, everything resolved."""
+    import yaml
+
+    kept = matrix.model_dump(exclude_none=True, exclude_defaults=True, exclude={"variants"})
+    text: str = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=10**6)
+    return f"# {' '.join(command.split())}\n{text}" if command else text
+
+
+def spec_of(request: Request) -> str | None:
+    """The same of an evaluation; None where models or data are objects, which no file can name."""
+    if not all(isinstance(item, str) for item in (*request.models, *request.datasets)):
+        return None
+    axes: dict[str, Sequence[Any]] = {
+        "datasets": request.datasets,
+        "models": request.models,
+        "defenses": request.defenses,
+        "attacks": request.attacks,
+        "eps": request.budgets,
+        "seeds": request.seeds,
+    }
+    assert set(axes) == set(AXES)
+    rest: dict[str, Any] = {"n": request.limit, "baseline": request.baseline, "audit": request.audit}
+    given: dict[str, Any] = {name: list(values) for name, values in axes.items() if values}
+    return spec_text(Matrix.model_construct(**given, **rest, certify=request.certify), request.command)
