@@ -21,6 +21,7 @@ from advplug.report.parts import (
     is_transfer,
     judged,
     number,
+    percentage,
     setting,
     share_of,
     similarity,
@@ -127,26 +128,28 @@ def _numbers(values: list[list[Value]]) -> list[list[float | None]]:
 
 def _matrix_columns(first: str, columns: tuple[str, ...]) -> dict[str, Callable[[Any], Value]]:
     def at(j: int) -> Callable[[Any], Value]:
-        return lambda row: row[1][j]  # type: ignore[no-any-return]
+        return lambda row: row[1][j]
 
     return {first: lambda row: word(row[0]), **{c: at(j) for j, c in enumerate(columns)}}
 
 
 def origins(data: Data) -> Section | None:
     """Static beside adaptive attacks on defended victims."""
+    static, adaptive = _ORIGINS
     cells = [c for c in data.done if c.defense != UNDEFENDED and c.metrics.get("static_robust_accuracy")]
     made = []
     for i, found in enumerate(grouped([c for c in cells if not is_transfer(c)], setting).values()):
         rows, told = at_middle(found)
-        drawn = [(f"{c.attack} on {victim(c)}", *(_number(c.metrics.get(m)) for m in _ORIGINS)) for c in rows[:DRAWN]]
-        svg = figures.pairs(drawn, ("static", "adaptive"), f"origin{i}", "robust accuracy, %")  # type: ignore[arg-type]
+        drawn = [(f"{c.attack} on {victim(c)}", percentage(c.metrics.get(static)), percentage(c.metrics.get(adaptive)))
+                 for c in rows[:DRAWN]]  # fmt: skip
+        svg = figures.pairs(drawn, ("static", "adaptive"), f"origin{i}", "robust accuracy, %")
         columns: dict[str, Callable[[Any], Value]] = {
             "model, defense": lambda c: word(victim(c)),
             "attack": lambda c: word(c.attack),
             "eps": lambda c: word(c.eps),
-            "static %": lambda c: share_of(c.metrics.get(_ORIGINS[0]), True),
+            "static %": lambda c: share_of(c.metrics.get(static), True),
             "bare %": lambda c: share_of(c.metrics.get("bare_robust_accuracy"), True),
-            "adaptive %": lambda c: share_of(c.metrics.get(_ORIGINS[1]), True),
+            "adaptive %": lambda c: share_of(c.metrics.get(adaptive), True),
         }
         title = f"{under(rows[0])}, {told}"
         table = tabulated(f"Static and adaptive: {under(rows[0])}", columns, found, heads=2)
@@ -162,10 +165,6 @@ _LEAD_ORIGINS = (
 )
 
 
-def _number(estimate: Estimate | None) -> float | None:
-    return None if estimate is None else 100 * estimate.value
-
-
 def trade_off(data: Data) -> Section | None:
     """Clean beside robust accuracy."""
     threats = [t for t in data.result.threats if t.clean_accuracy and t.worst_case_accuracy]
@@ -174,23 +173,27 @@ def trade_off(data: Data) -> Section | None:
         rows, told = at_middle(found)
         if len(rows) < 2:
             continue
-        at = [(victim(t), _number(t.clean_accuracy) or 0.0, _number(t.worst_case_accuracy) or 0.0, t.verdict)
+        at = [(victim(t), percentage(t.clean_accuracy) or 0.0, percentage(t.worst_case_accuracy) or 0.0, t.verdict)
               for t in rows]  # fmt: skip
         svg = figures.scatter(at, f"pareto{i}", ("clean accuracy, %", "worst-case robust accuracy, %"))
         best = {(x, y) for _, x, y, _ in at if not any((a, b) != (x, y) and a >= x and b >= y for _, a, b, _ in at)}
-        columns: dict[str, Callable[[Any], Value]] = {
-            "no.": lambda r: number(r[0] + 1, "d"),
-            "model, defense": lambda r: word(victim(r[1])),
-            "clean % [95 %]": lambda r: share_of(r[1].clean_accuracy, True),
-            "worst case % [95 %]": lambda r: share_of(r[1].worst_case_accuracy, True),
-            "verdict": lambda r: judged(r[1].verdict),
-            "beaten in both": lambda r: word("no" if (at[r[0]][1], at[r[0]][2]) in best else "yes"),
-        }
+        beaten = ["no" if (x, y) in best else "yes" for _, x, y, _ in at]
         title = f"{under(rows[0])}, {told}"
-        table = tabulated(f"Clean and robust: {title}", columns, list(enumerate(rows)), heads=2)
+        found_rows = list(zip(range(1, len(rows) + 1), rows, beaten, strict=True))
+        table = tabulated(f"Clean and robust: {title}", _TRADE_OFF, found_rows, heads=2)
         text = "Each victim by its clean and its worst-case accuracy; up and to the right is better."
         made.append(Picture(title, text, svg, table))
     return Section("trade-off", "Clean against robust", pictures=tuple(made)) if made else None
+
+
+_TRADE_OFF: dict[str, Callable[[Any], Value]] = {
+    "no.": lambda r: number(r[0], "d"),
+    "model, defense": lambda r: word(victim(r[1])),
+    "clean % [95 %]": lambda r: share_of(r[1].clean_accuracy, True),
+    "worst case % [95 %]": lambda r: share_of(r[1].worst_case_accuracy, True),
+    "verdict": lambda r: judged(r[1].verdict),
+    "beaten in both": lambda r: word(r[2]),
+}
 
 
 def transfer(data: Data) -> Section | None:

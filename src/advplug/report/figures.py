@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +41,11 @@ def short(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
-def _style() -> dict[str, Any]:
-    return {
+def _style() -> AbstractContextManager[None]:
+    """Under which every figure is made."""
+    import matplotlib as mpl
+
+    settings: Any = {
         "svg.fonttype": "none",
         "font.family": "sans-serif",
         "font.size": 9,
@@ -58,6 +62,7 @@ def _style() -> dict[str, Any]:
         "axes.spines.top": False,
         "axes.spines.right": False,
     }
+    return mpl.rc_context(settings)
 
 
 def _new(height: float) -> tuple[Figure, Axes]:
@@ -102,10 +107,9 @@ def _percent_axis(axes: Axes, label: str, horizontal: bool = False) -> None:
 
 def lines(panel: Panel, name: str, y_label: str, scale: float = 100.0) -> str:
     """Curves along the budgets with 95 % bands; the marker of a point is its verdict."""
-    import matplotlib as mpl
     from matplotlib.lines import Line2D
 
-    with mpl.rc_context(_style()):
+    with _style():
         figure, axes = _new(3.4)
         verdicts: list[str] = []
         for i, line in enumerate(panel.lines):
@@ -155,7 +159,7 @@ def heat(
     import numpy as np
     from matplotlib.colors import Normalize
 
-    with mpl.rc_context(_style()):
+    with _style():
         figure, axes = _new(0.9 + 0.34 * len(rows))
         shown = np.array([[np.nan if v is None else v for v in row] for row in values], dtype=float)
         colours, norm = mpl.colormaps["cividis"], Normalize(*span)
@@ -186,9 +190,7 @@ def _luminance(colour: Sequence[float]) -> float:
 
 def scatter(found: Sequence[tuple[str, float, float, str | None]], name: str, labels: tuple[str, str]) -> str:
     """Named points (label, x, y, verdict) in percent; those that no other beats in both are joined."""
-    import matplotlib as mpl
-
-    with mpl.rc_context(_style()):
+    with _style():
         figure, axes = _new(3.6)
         best = sorted((x, y) for _, x, y, _ in found if not any(_beats((a, b), (x, y)) for _, a, b, _ in found))
         axes.plot([x for x, _ in best], [y for _, y in best], color=FAINT, linewidth=1.2, label="not beaten in both")
@@ -209,9 +211,7 @@ def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
 
 def pairs(rows: Sequence[tuple[str, float | None, float | None]], names: tuple[str, str], name: str, label: str) -> str:
     """Two numbers in percent on each row, joined."""
-    import matplotlib as mpl
-
-    with mpl.rc_context(_style()):
+    with _style():
         figure, axes = _new(0.9 + 0.3 * len(rows))
         for i, (_, one, other) in enumerate(rows):
             if one is not None and other is not None:
@@ -229,9 +229,7 @@ def pairs(rows: Sequence[tuple[str, float | None, float | None]], names: tuple[s
 
 def steps(curves: Sequence[Curve], name: str, x_label: str, y_label: str) -> str:
     """Curves that fall in steps, in percent."""
-    import matplotlib as mpl
-
-    with mpl.rc_context(_style()):
+    with _style():
         figure, axes = _new(3.2)
         for i, curve in enumerate(curves):
             axes.step(
@@ -248,9 +246,7 @@ def bars(
     rows: Sequence[tuple[str, Sequence[float]]], names: Sequence[str], name: str, label: str
 ) -> str:  # fmt: skip
     """Stacked horizontal bars."""
-    import matplotlib as mpl
-
-    with mpl.rc_context(_style()):
+    with _style():
         figure, axes = _new(0.8 + 0.3 * len(rows))
         start = [0.0] * len(rows)
         for k, part in enumerate(names):

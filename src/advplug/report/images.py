@@ -69,11 +69,11 @@ class _Made:
 
 def images(data: Data) -> Section | None:
     """A grid a victim: clean images, and for each cell the adversarial ones and the difference."""
-    cells = [c for c in data.done if len(data.samples.get(c.key, ()))]  # type: ignore[arg-type]
+    cells = [c for c in data.done if len(data.samples.get(c.key, ()))]
     if not cells:
         return None
     made, lead = _fitting(cells, data.samples)
-    grids = []
+    grids: list[Grid] = []
     for found in grouped(made, lambda m: (m.cell.dataset, m.cell.model, m.cell.defense, m.cell.goal, m.cell.seed,
                                           m.sample.index.tobytes())).values():  # fmt: skip
         grids.append(_grid(found, data.classes.get(found[0].cell.dataset, ()), first=not grids))
@@ -95,7 +95,7 @@ def _fitting(cells: list[Cell], samples: Mapping[str, Sample]) -> tuple[list[_Ma
     while amount > 1 and (total := _bytes(made)) > BYTES:
         amount = max(1, min(amount - 1, int(amount * BYTES / total)))
         made = [_made(c, samples[c.key], amount) for c in cells]
-    lead = _LEAD
+    lead: tuple[str, ...] = _LEAD
     if amount < most:
         lead += (f"Of {most} images kept of a cell {amount} are shown, so that the page stays small.",)
     while len(made) > 1 and _bytes(made) > BYTES:

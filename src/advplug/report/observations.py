@@ -21,6 +21,7 @@ from advplug.report.parts import (
     grouped,
     judged,
     number,
+    percentage,
     setting,
     share_of,
     tabulated,
@@ -136,9 +137,9 @@ def convergence(data: Data) -> Section | None:
 
 
 _LEAD = (
-    "Each attack stops at an image once it is broken, so what it had spent by then tells how accuracy falls with effort."
-    " A curve that still falls at its end belongs to an attack that was too weak. Along several budgets the effort "
-    "at the smaller ones is counted in.",
+    "Each attack stops at an image once it is broken, so what it had spent by then tells how accuracy falls with "
+    "effort. A curve that still falls at its end belongs to an attack that was too weak. Along several budgets the "
+    "effort at the smaller ones is counted in.",
 )
 
 
@@ -293,4 +294,4 @@ def _success(p: Poisoning) -> tuple[str, float | None, float | None]:
     if p.metrics.get(pair[1]) is None:
         pair = ("clean_model_poison_success_rate", "poison_success_rate")
     one, other = (p.metrics.get(name) for name in pair)
-    return f"{p.attack} on {victim(p)}", one and 100 * one.value, other and 100 * other.value
+    return f"{p.attack} on {victim(p)}", percentage(one), percentage(other)

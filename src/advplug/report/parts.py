@@ -208,6 +208,11 @@ def number(value: float | None, form: str = ",") -> Value:
     return DASH if value is None else Value(format(value, form), float(value))
 
 
+def percentage(estimate: Estimate | None) -> float | None:
+    """As it is drawn."""
+    return None if estimate is None else 100 * estimate.value
+
+
 def share_of(estimate: Estimate | None, interval: bool = False) -> Value:
     """A percentage; the number behind it is the share itself."""
     return DASH if estimate is None else Value(percent(estimate, interval), estimate.value)
