@@ -125,8 +125,8 @@ class _Threat:
                                    "verdict": self.verdict, "flags": self.flags}  # fmt: skip
         if not self.minimised:
             return Side(worst_case_accuracy=share(self.robust(rows)), **columns)
-        similar = {"clean_similarity": mean(self.similarity(rows)), "worst_case_similarity": mean(self.lowest(rows))}
-        return Side(worst_case_accuracy=None, **columns, **similar)
+        columns |= {"clean_similarity": mean(self.similarity(rows)), "worst_case_similarity": mean(self.lowest(rows))}
+        return Side(worst_case_accuracy=None, **columns)
 
 
 def compare(a: Path, b: Path) -> Compared:

@@ -71,13 +71,13 @@ def compare_poisonings(a: Path, b: Path) -> PoisonComparisons:
             pairs.append((ours.pop(mine[0]), theirs.pop(other[0])))
     rows, notes = [], []
     for (left, before), (right, after) in pairs:
-        paired = {k: e for k, e in differences(after, before).items() if e is not None}
-        if paired:
+        paired: dict[str, Estimate | None] = differences(after, before)
+        if any(paired.values()):
             rows.append(PoisonComparison(left, right, paired, conclusion(left, right, paired)))
         else:
             notes.append(f"{left.name}: the runs judged other images")
-    only = [tuple(side.name for side, _ in found.values()) for found in (ours, theirs)]
-    return PoisonComparisons(tuple(rows), len(pairs), *counts, *only, tuple(notes))
+    only_a, only_b = (tuple(side.name for side, _ in found.values()) for found in (ours, theirs))
+    return PoisonComparisons(tuple(rows), len(pairs), *counts, only_a, only_b, tuple(notes))
 
 
 def _like(side: PoisonSide) -> tuple[str, str]:

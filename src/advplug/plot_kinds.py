@@ -39,16 +39,14 @@ def _curve(result: RunResult) -> Figure | None:
 
 def _sweep(result: RunResult) -> Figure | None:
     labels = dict.fromkeys(t.defense for t in result.threats if t.defense != "none")
-    stacks = _bound({label: lambda text=label: bind_stack(registry(), parse_stack(text)) for label in labels})
+    stacks = _bound(labels, lambda label: bind_stack(registry(), parse_stack(label)))
     axis = numbers(stacks) if len(stacks) > 1 else None
     return _lines(result, axis) if axis else None
 
 
 def _success(result: RunResult) -> Figure | None:
     labels = dict.fromkeys(p.attack for p in result.poisonings)
-    attacks = _bound(
-        {label: lambda text=label: (bind(registry(), "attack", parse_reference(text)),) for label in labels}
-    )
+    attacks = _bound(labels, lambda label: (bind(registry(), "attack", parse_reference(label)),))
     return _lines(result, axis_of_attacks(attacks)) if len(attacks) > 1 else None
 
 
@@ -56,10 +54,10 @@ def _rounds(result: RunResult) -> Figure | None:
     return _lines(result, ROUNDS)
 
 
-def _bound(makers: Mapping[str, Callable[[], tuple[Bound, ...]]]) -> dict[str, tuple[Bound, ...]]:
+def _bound(labels: Iterable[str], make: Callable[[str], tuple[Bound, ...]]) -> dict[str, tuple[Bound, ...]]:
     """What labels of a run stand for. Raises UsageError for objects of the user's own, which labels do not tell."""
     try:
-        return {label: make() for label, make in makers.items()}
+        return {label: make(label) for label in labels}
     except AdvplugError as error:
         raise UsageError(f"the run's parameters cannot be read off its labels: {error}") from error
 
