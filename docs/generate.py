@@ -355,6 +355,8 @@ def clip_page() -> tuple[Path, str]:
 def poisoning_page() -> tuple[Path, str]:
     path, text = measured_page("poisoning.md")
     for name in ("poisoning", "poisoning-ablations"):
+        if f"<!-- {name}: generated -->" not in text:
+            continue
         text = filled(text, name, scenes_markdown(json.loads((RESULTS / f"{name}.json").read_text())))
     return path, filled(text, "poisons", poisons_markdown(own(registry())))
 

@@ -448,7 +448,7 @@ def test_an_unforeseen_error_is_one_line_too(folder: Path, monkeypatch: pytest.M
     def broken(*_: object) -> None:
         raise KeyError("two\nlines")
 
-    monkeypatch.setattr("advplug.session.plan", broken)
+    monkeypatch.setattr("advplug.session.plan_all", broken)
     says(run(*E), 4, "internal: KeyError")
     monkeypatch.setenv("ADVPLUG_DEBUG", "")  # so that it is put back
     debugged = run("--debug", *E)

@@ -159,10 +159,10 @@ class _Clock:
 
     def _training_step(self, plan: VictimPlan, victim: Victim, x: torch.Tensor) -> float:
         """Seconds an image, of a step that changes no weight."""
-        schedule = plan.model.value.schedule(plan.dataset.value.info())
+        schedule: Schedule | None = plan.model.value.schedule(plan.dataset.value.info())
         if schedule is None or victim.columns is not None:
             return 0.0
-        size = min(len(x), schedule.batch_size)
+        size = min(len(x), int(schedule.batch_size))
         part, module = x[:size], victim.module
 
         def step() -> None:

@@ -147,7 +147,8 @@ def _keys(planned: Planned) -> list[str]:
     from advplug.session import certificates
 
     cells = [s.cell_key(eps) for s in planned.sweeps for eps in s.budgets]
-    return [*cells, *(p.key for p in (*certificates(planned.request, planned.sweeps), *planned.poisons))]
+    proofs = [p.key for p in certificates(planned.request, planned.sweeps)]
+    return [*cells, *proofs, *(p.key for p in planned.poisons)]
 
 
 def _execute(planned: Planned, allowance: Any, as_json: bool, quiet: bool, verbose: bool) -> None:

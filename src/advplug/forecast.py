@@ -174,7 +174,7 @@ def effort_by(
 
 def _leaves(attack: Bound) -> bool:
     """Whether images leave an attack once they are fooled; floors and one-step attacks have nothing to leave."""
-    return attack.params.get("steps", 2) != 1
+    return bool(attack.params.get("steps", 2) != 1)
 
 
 def _draws(victim: VictimPlan) -> int:

@@ -184,8 +184,9 @@ class Poisoning:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What produced the result. `seeds` are all that were asked for, `seed` is the first of them. `passes` and `seconds`
-    are what the last run spent: images sent through models forward and backward, trainings aside, and wall time."""
+    """What produced the result. `seeds` are all that were asked for, `seed` is the first of them. `passes` and
+    `seconds` are what the last run spent: images sent through models forward and backward, trainings aside, and wall
+    time."""
 
     versions: dict[str, str]
     seed: int

@@ -125,7 +125,7 @@ def _listed_by_commas(value: Any) -> Any:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) and "," in value else _listed(value)
 
 
-_REFERENCE = {
+_REFERENCE: dict[str, Any] = {
     "anyOf": [{"type": "string"}, {"type": "object", "minProperties": 1, "maxProperties": 1}],
     "description": "a reference as on the command line, pgd:steps=40, or {pgd: {steps: 40}}, or the name of a variant",
 }
@@ -311,7 +311,8 @@ def _told(error: ErrorDetails) -> str:
     key = str(loc[-1]) if loc else ""
     if error["type"] == "extra_forbidden":
         inside = next((str(part) for part in loc[:-1] if part in ("include", "exclude")), "")
-        known = {"include": Block, "exclude": Exclude}.get(inside, _File).model_fields
+        models: dict[str, type[BaseModel]] = {"include": Block, "exclude": Exclude}
+        known = models.get(inside, _File).model_fields
         return f"unknown key '{key}'{did_you_mean(key, known) or '; keys are ' + ', '.join(known)}"
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
