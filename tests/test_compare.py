@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from advplug.compare import compare, gate, render
-from advplug.errors import GateError, UsageError
+from advplug.compare import compare, render
+from advplug.errors import UsageError
 from advplug.estimate import paired_difference
 from advplug.evidence import Evidence
 from advplug.results import Cell, Flag, RunInfo, RunResult, ThreatRow
 from advplug.store import Store
 from cli_tools import run
 from conftest import python
+from run_folders import UNTRUSTED, poisoned, poisoning, stored
 
 N = 200
 KEYS = iter(range(10**6))
@@ -125,22 +127,13 @@ def test_runs_without_common_images_or_threats_are_told_apart(tmp_path, runs):
         compare(runs[0], elsewhere)
 
 
-def test_the_gate_counts_points_lost(runs):
-    gate(compare(*runs), 0)
-    back = compare(*reversed(runs))
-    gate(back, 17.5)
-    with pytest.raises(GateError, match=r"accuracy is 17.5 points lower than before, 17 are allowed"):
-        gate(back, 17)
-
-
-def test_the_command_prints_a_table_or_json_and_ends_with_the_gate(runs):
+def test_the_command_prints_a_table_or_json(runs):
     ran = run("compare", *runs)
     assert ran.code == 0
     assert "+17.5 [" in ran.out
     assert "B is more robust" in ran.out
-    told = run("compare", *reversed(runs), "--json", "--fail-under", "5")
-    assert told.code == 1
-    assert "17.5 points lower than before, 5 are allowed" in told.err
+    told = run("compare", *reversed(runs), "--json")
+    assert told.code == 0
     (row,) = json.loads(told.out)["rows"]
     assert row["conclusion"] == "B is less robust"
     assert row["worst_case_difference"]["value"] == pytest.approx(-0.175)
@@ -182,14 +175,79 @@ def test_a_number_that_is_not_trustworthy_is_no_gain(runs):
     assert (row.a.verdict, row.b.verdict, row.b.flags) == ("trusted", "not trustworthy", ("zero-gradients",))
     assert row.conclusion == "B not trustworthy"
     assert "trusted | not trustworthy" in render(compared)
-    with pytest.raises(GateError, match="not trustworthy: zero-gradients"):
-        gate(compared, 50)
     said(runs[1], "upper bound")
     assert compare(*runs).rows[0].conclusion == "B is more robust"
-    gate(compare(*runs), 0)
 
 
-def test_similarities_are_no_accuracy(tmp_path):
-    lowered = replace(evidence(range(10)), minimised=1)
-    with pytest.raises(UsageError, match="holds no finished cell"):
-        compare(store(tmp_path / "a", (cell(), lowered)), tmp_path / "a")
+def similar(lowered: float, n: int = 50) -> Evidence:
+    """Each image and its one text are alike by 0.8; the attack leaves `lowered`, a little more every other time."""
+    own = np.ones((n, 1), dtype=bool)
+    left = lowered + 0.02 * (np.arange(n)[:, None] % 2)
+    return replace(evidence([], n=n), minimised=1, own=own, cosine=np.full((n, 1), 0.8), cosine_adaptive=left)
+
+
+def test_similarities_are_compared_as_similarities(tmp_path):
+    a = store(tmp_path / "a", (cell(goal="minimise"), similar(0.2)))
+    b = store(tmp_path / "b", (cell(goal="minimise"), similar(0.3)))
+    (row,) = compare(a, b).rows
+    assert row.quantity == "similarity"
+    assert row.a.worst_case_accuracy is None
+    assert row.b.worst_case_similarity.value == pytest.approx(0.31)
+    assert row.b.clean_similarity.value == pytest.approx(0.8)
+    # Every image gained as much, so the interval of the mean is a point.
+    assert (row.worst_case_difference.low, row.worst_case_difference.high) == pytest.approx((0.1, 0.1))
+    assert row.conclusion == "B is more robust"
+    table = render(compare(a, b))
+    assert table.startswith("Worst-case similarity")
+    assert "+0.100 [+0.100, +0.100]" in table
+
+
+def test_a_similarity_is_not_compared_with_an_accuracy(tmp_path):
+    a = store(tmp_path / "a", (cell(), similar(0.2)))
+    with pytest.raises(UsageError, match="nothing to compare"):
+        compare(a, store(tmp_path / "b", (cell(), evidence([1]))))
+
+
+# --- attacks on training data -----------------------------------------------------------------------
+
+
+def poisons(folder: Path, hits: int, n: int = 40, **change: Any) -> Path:
+    seen = poisoned(hits, n)
+    return stored(folder, poisonings=[(poisoning(seen, **change), seen)])
+
+
+def test_success_of_poisons_is_paired_and_more_of_it_is_worse(tmp_path):
+    a, b = poisons(tmp_path / "a", 30, verdict="trusted"), poisons(tmp_path / "b", 5, verdict="trusted")
+    (row,) = compare(a, b).poisonings
+    # The first `hits` images fall: 25 of 40 in A alone, none in B alone.
+    ours, theirs = (np.arange(40) < hits for hits in (5, 30))
+    success = row.differences["attack_success_rate"]
+    assert success == paired_difference(ours, theirs)
+    assert success.value == pytest.approx(-25 / 40)
+    assert row.differences["clean_accuracy"].value == 0
+    assert (row.a.metrics["attack_success_rate"].value, row.a.verdict) == (0.75, "trusted")
+    assert row.conclusion == "B is more robust"
+    assert compare(b, a).poisonings[0].conclusion == "B is less robust"
+    table = render(compare(a, b))
+    assert "triggered images" in table
+    assert "-62.5 [" in table
+    assert json.loads(run("compare", a, b, "--json").out)["poisonings"][0]["conclusion"] == "B is more robust"
+
+
+def test_single_poisonings_of_one_attack_are_compared_whatever_the_defense(tmp_path):
+    a, b = poisons(tmp_path / "a", 30), poisons(tmp_path / "b", 30, defense="spectre")
+    compared = compare(a, b)
+    assert [(r.a.defense, r.b.defense) for r in compared.poisonings] == [("none", "spectre")]
+    assert compared.poisonings[0].conclusion == "no difference shown"
+    assert "cnn (none) | cnn (spectre)" in render(compared)
+
+
+def test_poisonings_on_other_images_or_with_a_doubted_figure(tmp_path):
+    a = poisons(tmp_path / "a", 30)
+    other = compare(a, poisons(tmp_path / "b", 30, n=60))
+    assert other.poisonings == ()
+    assert other.notes == ("cnn (none) on digits, ba:count=7, seed 0: the runs judged other images",)
+    doubted = compare(a, poisons(tmp_path / "c", 5, **UNTRUSTED)).poisonings[0]
+    assert (doubted.conclusion, doubted.b.flags) == ("B not trustworthy", ("zero-gradients",))
+    with pytest.raises(UsageError, match="nothing to compare"):
+        compare(a, poisons(tmp_path / "d", 30, attack="tdpa"))

@@ -164,7 +164,7 @@ def compare(a: Path, b: Path) -> Compared:
 def _failed(made: Any) -> str:
     """What a failed cell, certificate or poisoning was of."""
     attack = getattr(made, "attack", "certificate")
-    threat = ", ".join(filter(None, (getattr(made, "norm", ""), getattr(made, "eps", ""))))
+    threat = " ".join(filter(None, (getattr(made, "norm", ""), getattr(made, "eps", ""))))
     return f"{attack} on {made.model} ({made.defense})" + (f", {threat}" if threat else "")
 
 

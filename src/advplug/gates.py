@@ -93,11 +93,11 @@ def _demand_no_loss(rows: Iterable[Row], tolerance: float) -> None:
     if lost:
         (least, value), what, row = max(lost, key=lambda item: item[0][1])
         allowed = f", {tolerance:g} are allowed" if tolerance else ""
-        raise GateError(f"{_what(row)}: {what} by {value:.1f} points, by {least:.1f} or more for sure{allowed}")
+        raise GateError(f"{_what(row)}: {what} by {value:.1f} points (95 % interval: {least:.1f} or more){allowed}")
 
 
 def _losses(row: Row) -> Iterator[tuple[tuple[float, float], str]]:
-    """((points lost for sure, points lost), what): the nearer end of the interval, and its middle."""
+    """((least, points), what): what the whole interval says is lost, and what was seen to be; a point is 0.01."""
     if isinstance(row, PoisonComparison):
         for name in SUCCESS:
             e = row.differences.get(name)
