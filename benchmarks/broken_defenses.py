@@ -28,9 +28,9 @@ from advplug.build import Builder
 from advplug.contracts import Ball, Batch, Threat, Wrap
 from advplug.parse import parse_reference, parse_stack
 from advplug.plans import VictimPlan, bind, bind_stack
+from advplug.progress import Silent
 from advplug.results import RunResult, ThreatRow
 from advplug.rng import Stream
-from advplug.runner import Silent
 from advplug.table import grid
 from advplug.victim import Victim
 

@@ -220,7 +220,7 @@ def test_progress_is_told() -> None:
 
     told = Told()
     attack(Linear(), progress=told)
-    assert told.stages == ["Linear | none | pgd:steps=3 linf"]
+    assert told.stages == ["Linear | none | pgd:steps=3 linf 4/255"]
     assert told.steps == 12
 
 

@@ -18,7 +18,7 @@ from advplug.study_plan import spec_of
 if TYPE_CHECKING:
     from torch import nn
 
-    from advplug.runner import Progress
+    from advplug.progress import Progress
 
 
 def evaluate(

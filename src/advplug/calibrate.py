@@ -31,8 +31,8 @@ from advplug.contracts import (
 from advplug.errors import AdvplugError, CellFailure
 from advplug.forecast import Forecast
 from advplug.plans import Bound, VictimPlan
+from advplug.progress import Silent
 from advplug.rng import Stream
-from advplug.runner import Silent
 from advplug.session import Request
 from advplug.victim import Victim
 

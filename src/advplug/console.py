@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from advplug.progress import duration
 from advplug.results import RunResult
 
 if TYPE_CHECKING:
-    from advplug.runner import Progress
+    from advplug.progress import Progress
+
+
+EVERY = 10.0
+"""Seconds between two lines of progress in a log, at least."""
 
 
 def quieten(verbose: bool) -> None:
@@ -27,48 +33,53 @@ def quieten(verbose: bool) -> None:
 
 @contextmanager
 def console_progress(quiet: bool) -> Iterator[Progress]:
-    """A bar on a terminal, otherwise only notes; nothing with `quiet`."""
-    from advplug.runner import Silent
+    """Bars on a terminal: cells and images, each with the time that is left; otherwise lines; nothing with `quiet`."""
+    from advplug.progress import Silent
 
     if quiet:
         yield Silent()
     elif not sys.stderr.isatty():
-        yield _Notes()
+        yield _Lines()
     else:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from advplug.bars import bars
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            yield _Bar(bar)
+        with bars() as shown:
+            yield shown
 
 
-class _Notes:
-    """Notes as plain lines, no bar."""
+class _Lines:
+    """Plain lines for a log: notes at once, and every now and then how far the run is."""
 
-    def stage(self, text: str, total: int) -> None: ...
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._stage, self._at, self._total = "", 0, 0
+        self._cells = ""
+        self._left: float | None = None
 
-    def advance(self, steps: int = 1) -> None: ...
+    def cells(self, done: int, total: int, left: float | None) -> None:
+        self._cells, self._left = f"{done} of {total} cells done", left
+        self._tell()
+
+    def stage(self, text: str, total: int) -> None:
+        self._stage, self._at, self._total = text, 0, total
+        self._tell()
+
+    def advance(self, steps: int = 1) -> None:
+        self._at += steps
+        self._tell()
 
     def note(self, text: str) -> None:
         click.echo(text, err=True)
 
-
-class _Bar:
-    """One bar that follows the stages."""
-
-    def __init__(self, bar: Any) -> None:
-        self._bar = bar
-        self._task = bar.add_task("starting", total=None)
-
-    def stage(self, text: str, total: int) -> None:
-        self._bar.reset(self._task, description=text.replace("[", "\\["), total=total or None, completed=0)
-
-    def advance(self, steps: int = 1) -> None:
-        self._bar.advance(self._task, steps)
-
-    def note(self, text: str) -> None:
-        self._bar.console.print(text, markup=False, highlight=False)
+    def _tell(self) -> None:
+        now = time.monotonic()
+        if now - self._last < EVERY:
+            return
+        self._last = now
+        at = f", {self._at} of {self._total}" if self._total else ""
+        left = f", about {duration(self._left)} left" if self._left is not None else ""
+        parts = (self._cells + left, self._stage + at)
+        self.note("; ".join(part for part in parts if part))
 
 
 def show_transfer(result: RunResult, as_json: bool, quiet: bool) -> None:

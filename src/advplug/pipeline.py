@@ -113,7 +113,8 @@ def run_sweep(
     keep: CraftedWriter | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> SweepResult:
-    """All budgets of `sweep`. `static` gives images crafted on the baseline, `keep` stores the crafted ones.
+    """All budgets of `sweep`. `static` gives images crafted on the baseline, `keep` stores the crafted ones. `progress`
+    is told the number of images whenever some are attacked at one more budget.
 
     Raises CellFailure where the attack raises, or returns what is no image.
     """
@@ -122,7 +123,7 @@ def run_sweep(
     timing = {eps: Timing() for eps in sweep.budgets}
     seen: list[tuple[Batch, Array, dict[Fraction, Tensor]]] = []
     for chunk in _chunks(built, clean, sweep):
-        adaptive = _attack_chunk(_Offence(sweep, attack, victim, victim, batching, timing), chunk)
+        adaptive = _attack_chunk(_Offence(sweep, attack, victim, victim, batching, timing, progress=progress), chunk)
         bare = {}
         lasting = transferable(attack)
         if victim.wraps:
@@ -146,7 +147,6 @@ def run_sweep(
         if not seen:
             first = {eps: found.x[:MOST].clone() for eps, found in adaptive.items()}
             seen.append((chunk.batch.take(torch.arange(min(MOST, len(chunk.batch)))), chunk.todo[:MOST], first))
-        progress(len(chunk.batch))
         release_freed_memory()
     if keep is not None:
         keep.finish()
@@ -181,6 +181,7 @@ class _Offence:
     batching: Batching
     timing: dict[Fraction, Timing]
     carries: bool = True
+    progress: Callable[[int], None] = lambda _: None
 
     def threat(self, allowed: Perturbation) -> Threat:
         return Threat(allowed, self.sweep.goal, self.sweep.attack.caps.access)
@@ -244,6 +245,7 @@ def _attack_chunk(offence: _Offence, chunk: _Chunk) -> dict[Fraction, _AtBudget]
             _merge(trace, struck.trace, todo.numpy())
             started = x_adv
         results[eps] = _AtBudget(x_adv.clone(), success.copy(), dict(_copied(trace)), violations, worst)
+        offence.progress(len(batch))
     return results
 
 
@@ -274,6 +276,7 @@ def _minimum_norm_chunk(offence: _Offence, chunk: _Chunk) -> dict[Fraction, _AtB
         kept = torch.where(near[:, None, None, None], x_adv, batch.x)
         hit = success & near.cpu().numpy()[:, None]
         results[eps] = _AtBudget(kept, hit, dict(_copied(counts)), violations, worst, found)
+        offence.progress(len(batch))
     return results
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from advplug.certificates import CertificatePlan
 from advplug.matrix import Sweep
 from advplug.poisonings import PoisonPlan
+from advplug.progress import duration
 from advplug.table import grid
 
 if TYPE_CHECKING:
@@ -101,21 +102,14 @@ def forecast_text(cost: Forecast, seconds: Timed | None) -> str:
     if seconds is None:
         lines[0] += "; --calibrate forecasts seconds, too"
     else:
-        told = f"about {_duration(seconds.passes + seconds.training)} here"
+        told = f"about {duration(seconds.passes + seconds.training)} here"
         if seconds.trainings:
-            told += f", {_duration(seconds.training)} of that for {seconds.trainings} trainings that are not cached"
+            told += f", {duration(seconds.training)} of that for {seconds.trainings} trainings that are not cached"
         lines[0] += f"; {told}"
         lines += [f"not timed: {text}" for text in seconds.unknown]
     if cost.unknown:
         lines.append(f"guessed, since the parameters do not tell: {', '.join(cost.unknown)}")
     return "\n".join(lines)
-
-
-def _duration(seconds: float) -> str:
-    """`40 s`, `12 min` or `3.5 h`."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def render_plan(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
@@ -25,6 +25,7 @@ from advplug.crafted import CraftedWriter, has_crafted, read_crafted
 from advplug.decisions import Batching, Clean, clean_decisions
 from advplug.errors import AdvplugError, CellFailure, UsageError
 from advplug.evidence import Evidence
+from advplug.forecast import certificate_cost, cost_of
 from advplug.health import Group, examine
 from advplug.inspection import is_batch_dependent
 from advplug.matrix import Sweep
@@ -36,29 +37,14 @@ from advplug.poison_evidence import PoisonEvidence
 from advplug.poison_evidence import measured as poison_metrics
 from advplug.poisoned import judge
 from advplug.poisonings import PoisonPlan
+from advplug.progress import Progress, Share, Silent, Tally
 from advplug.recorded import checked_values, finite, provenance
 from advplug.registry import Registry
 from advplug.results import Cell, Certificate, Passes, Poisoning, Seconds, Status
-from advplug.store import Store
+from advplug.store import Store, finished
 
 VICTIMS_KEPT = 3
 """Built victims held in memory: the baseline, the one at work, and one that an attack needs."""
-
-
-class Progress(Protocol):
-    """Where the runner says what it does; every call is cheap and may be ignored."""
-
-    def stage(self, text: str, total: int) -> None: ...
-    def advance(self, steps: int = 1) -> None: ...
-    def note(self, text: str) -> None: ...
-
-
-class Silent:
-    """Says nothing."""
-
-    def stage(self, text: str, total: int) -> None: ...
-    def advance(self, steps: int = 1) -> None: ...
-    def note(self, text: str) -> None: ...
 
 
 @dataclass
@@ -133,10 +119,12 @@ class Runner:
         for sweep in order:
             of_victim.setdefault(sweep.victim.key, []).append(sweep)
         left = Counter(sweep.victim.key for sweep in order)
+        self.tally = self._counted()
         for sweep in order:
             if self.out:
                 break
             self._run(sweep)
+            self.tally.settled(sweep.key)
             left[sweep.victim.key] -= 1
             if not left[sweep.victim.key]:
                 self._conclude(of_victim[sweep.victim.key])
@@ -144,6 +132,23 @@ class Runner:
         for poisoning in self.poisonings:
             if not self.out:
                 self._poison(poisoning)
+                self.tally.settled(poisoning.key)
+
+    def _counted(self) -> Tally:
+        """What is to be done, of all that is not refused."""
+        due: dict[str, tuple[list[str], Share]] = {}
+        for sweep in self.sweeps:
+            if sweep.refused is None:
+                cells = [sweep.cell_key(eps) for eps in sweep.budgets]
+                due[sweep.key] = cells, Share(len(cells), cost_of(sweep).passes)
+        for proof in self.certificates:
+            if proof.refused is None:
+                due[proof.key] = [proof.key], Share(1, certificate_cost(proof).passes)
+        due |= {p.key: ([p.key], Share()) for p in self.poisonings if p.refused is None}
+        status = finished(self.store.folder, [key for cells, _ in due.values() for key in cells])
+        todo = {name: share for name, (cells, share) in due.items() if any(status.get(c) != "ok" for c in cells)}
+        done = sum(share.cells for name, (_, share) in due.items() if name not in todo)
+        return Tally(self.progress, todo, done, self.allowance.seconds)
 
     def _conclude(self, sweeps: list[Sweep]) -> None:
         """What is said of a victim once all its attacks are run: the audit of its threats, and its certificate."""
@@ -152,6 +157,7 @@ class Runner:
         for plan in self.certificates:
             if plan.victim.key == sweeps[0].victim.key and not self.out:
                 self._certify(plan)
+                self.tally.settled(plan.key)
 
     # --- one sweep ---
 
@@ -186,8 +192,8 @@ class Runner:
         built, clean = self.victim(sweep.victim)
         needs = {name: self.victim(plan)[0].victim for name, plan in sweep.needs.items()}
         attack = sweep.attack.make(**needs)
-        title = f"{sweep.victim.model.label} | {sweep.victim.defense_label} | {sweep.attack.label} {sweep.norm}"
-        self.progress.stage(title, len(built.split))
+        # Every image counts once a budget.
+        self.progress.stage(_titled(sweep), len(built.split) * len(sweep.budgets))
         writer = CraftedWriter(self.store.crafted, sweep.key, sweep.budgets, len(built.split)) if keep else None
         result = run_sweep(
             sweep, built, clean, attack, self.batching, self._static(sweep), writer, self.progress.advance
@@ -423,3 +429,8 @@ class Runner:
         self.store.put_audit(key, audits.to_bytes(probes))
         if built.batch_dependent is not None:
             self.store.put_audit(f"batch:{sweep.victim.key}", b"1" if built.batch_dependent else b"0")
+
+
+def _titled(sweep: Sweep) -> str:
+    budgets = sweep.budgets[0] if len(sweep.budgets) == 1 else f"at {len(sweep.budgets)} budgets"
+    return f"{sweep.victim.model.label} | {sweep.victim.defense_label} | {sweep.attack.label} {sweep.norm} {budgets}"

@@ -24,7 +24,7 @@ from advplug.results import RunInfo, RunResult
 from advplug.versions import versions
 
 if TYPE_CHECKING:
-    from advplug.runner import Progress
+    from advplug.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def write_poisoned(
     from advplug.build import Builder
     from advplug.poison_files import write
     from advplug.prepared import poison
-    from advplug.runner import Silent
+    from advplug.progress import Silent
 
     known, reference = registry(), parse_reference(attack)
     if not is_poison(known, reference):
@@ -199,8 +199,9 @@ def execute(
     """
     from advplug.allocator import keep_freed_memory
     from advplug.assemble import assemble
+    from advplug.progress import Silent
     from advplug.recorded import stored
-    from advplug.runner import Options, Runner, Silent
+    from advplug.runner import Options, Runner
     from advplug.store import Store
 
     keep_freed_memory()

@@ -18,8 +18,8 @@ from advplug.estimate import rate
 from advplug.evidence import Array, Evidence
 from advplug.parse import parse_reference
 from advplug.plans import VictimPlan, bind
+from advplug.progress import Silent
 from advplug.registry import registry
-from advplug.runner import Silent
 from advplug.testing import check_attack
 from advplug_clip.attack_specs import caption_pgd
 from advplug_clip.retrieval import CUTS, VALUES, furthest, image_ranks, recalls, retrieval, text_ranks
