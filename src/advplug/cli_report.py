@@ -24,7 +24,7 @@ import click
 @click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="Of --explain: as of eval.")
 @click.option("--offline", is_flag=True, help="Of --explain: never touch the network.")
 @click.option("--open", "show", is_flag=True, help="Open the page in the browser.")
-def report(folder: Path, output: Path | None, explain: bool, device: str, offline: bool, show: bool) -> None:  # fmt: skip
+def report(folder: Path, output: Path | None, explain: bool, device: str, offline: bool, show: bool) -> None:
     """Write the runs in DIR as one page of HTML.
 
     It needs nothing else: figures and images are in the file. The same runs give the same bytes.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from fractions import Fraction
 from typing import Any
 
 from advplug.defaults import CRAFTED_BY
@@ -39,13 +40,14 @@ DRAWN = 30
 def curves(data: Data) -> Section | None:
     """Accuracy, or similarity, along the budgets."""
     found = [(p, 100.0) for p in panels(data.result, Axis("eps"))] + [(p, 1.0) for p in _similar(data)]
+    texts = {_eps(t): t.eps for t in data.result.threats}
     made = []
     for i, (panel, scale) in enumerate(found):
         value = share_of if scale == 100.0 else similarity
         what = "accuracy, %" if scale == 100.0 else "similarity"
         rows = [(line.label, p) for line in panel.lines for p in line.points]
-        columns = _curve_columns(value, what)
-        table = tabulated(f"Numbers: {panel.title}", columns, rows)
+        columns = _curve_columns(value, what, texts)
+        table = tabulated(f"Numbers: {panel.title}", columns, rows, heads=2)
         told = (
             f"Worst-case {what.split(',')[0]} by budget, one line a defense, with 95 % intervals; 0 is without attack."
         )
@@ -54,10 +56,12 @@ def curves(data: Data) -> Section | None:
     return Section("curves", "Security curves", (lead,), pictures=tuple(made)) if made else None
 
 
-def _curve_columns(value: Callable[[Estimate | None, bool], Value], what: str) -> dict[str, Callable[[Any], Value]]:
+def _curve_columns(
+    value: Callable[[Estimate | None, bool], Value], what: str, texts: Mapping[float, str]
+) -> dict[str, Callable[[Any], Value]]:
     return {
         "line": lambda r: word(r[0]),
-        "eps": lambda r: number(r[1].x, ".4g"),
+        "eps": lambda r: Value(texts.get(r[1].x, f"{r[1].x:g}"), r[1].x),
         f"{what} [95 %]": lambda r: value(r[1].y, True),
         "verdict": lambda r: judged(r[1].verdict) if r[1].verdict else word("without attack"),
     }
@@ -76,8 +80,6 @@ def _similar(data: Data) -> Iterator[Panel]:
 
 
 def _eps(row: Any) -> float:
-    from fractions import Fraction
-
     return float(Fraction(row.eps))
 
 
@@ -91,18 +93,18 @@ def heat_maps(data: Data) -> Section | None:
             continue
         worst = {(t.model, t.defense): t for t in data.result.threats if setting(t) == key and t.eps == rows[0].eps}
         attacks = list(dict.fromkeys(c.attack for c in rows))
-        # Defense by defense, so that the models under one stand together.
-        victims = [v for own in grouped(rows, lambda c: c.defense).values() for v in grouped(own, _who)]
         at = {(_who(c), c.attack): c for c in rows}
-        values = [[*(_robust(at.get((v, a))) for a in attacks), _worst(worst.get(v))] for v in victims]
-        texts = [[cell.text for cell in row] for row in values]
-        labels = [f"{model}, {'undefended' if d == UNDEFENDED else d}" for model, d in victims]
         heads = (*attacks, "worst case")
-        svg = figures.heat(_numbers(values), texts, labels, heads, f"heat{i}")
+        blocks, tabled = [], []
+        for defense, own in grouped(rows, lambda c: c.defense).items():
+            values = [[*(_robust(at.get((v, a))) for a in attacks), _worst(worst.get(v))] for v in grouped(own, _who)]
+            models = list(dict.fromkeys(c.model for c in own))
+            blocks.append(_block("undefended" if defense == UNDEFENDED else f"under {defense}", models, values))
+            tabled += [(victim(c), row) for c, row in zip(_firsts(own), values, strict=True)]
+        svg = figures.heat(blocks, heads, f"heat{i}")
         title = f"{under(rows[0])}, {told}"
-        table = tabulated(f"Robust accuracy in %: {title}", _matrix_columns("model, defense", heads), list(
-            zip(labels, values, strict=True)))  # fmt: skip
-        text = "Robust accuracy in % by model and attack, the rows of one defense together; yellow is high."
+        table = tabulated(f"Robust accuracy in %: {title}", _matrix_columns("model, defense", heads), tabled)
+        text = "Robust accuracy in % by model and attack, one block a defense; dark blue is low, yellow is high."
         made.append(Picture(title, text, svg, table))
     lead = "A cell that failed or was refused has no number, and a dash was not asked for."
     return Section("heat-maps", "Models against attacks", (lead,), pictures=tuple(made)) if made else None
@@ -122,8 +124,14 @@ def _worst(threat: ThreatRow | None) -> Value:
     return share_of(threat.worst_case_accuracy if threat else None)
 
 
-def _numbers(values: list[list[Value]]) -> list[list[float | None]]:
-    return [[None if v.number is None else 100 * v.number for v in row] for row in values]
+def _firsts(cells: list[Cell]) -> list[Cell]:
+    """One of each model."""
+    return [own[0] for own in grouped(cells, _who).values()]
+
+
+def _block(title: str, rows: list[str], values: list[list[Value]]) -> figures.Block:
+    numbers = [[None if v.number is None else 100 * v.number for v in row] for row in values]
+    return figures.Block(title, rows, numbers, [[v.text for v in row] for row in values])
 
 
 def _matrix_columns(first: str, columns: tuple[str, ...]) -> dict[str, Callable[[Any], Value]]:
@@ -177,13 +185,14 @@ def trade_off(data: Data) -> Section | None:
               for t in rows]  # fmt: skip
         svg = figures.scatter(at, f"pareto{i}", ("clean accuracy, %", "worst-case robust accuracy, %"))
         best = {(x, y) for _, x, y, _ in at if not any((a, b) != (x, y) and a >= x and b >= y for _, a, b, _ in at)}
-        beaten = ["no" if (x, y) in best else "yes" for _, x, y, _ in at]
+        front = ["yes" if (x, y) in best else "no" for _, x, y, _ in at]
         title = f"{under(rows[0])}, {told}"
-        found_rows = list(zip(range(1, len(rows) + 1), rows, beaten, strict=True))
+        found_rows = list(zip(range(1, len(rows) + 1), rows, front, strict=True))
         table = tabulated(f"Clean and robust: {title}", _TRADE_OFF, found_rows, heads=2)
         text = "Each victim by its clean and its worst-case accuracy; up and to the right is better."
         made.append(Picture(title, text, svg, table))
-    return Section("trade-off", "Clean against robust", pictures=tuple(made)) if made else None
+    lead = "A victim is on the Pareto front where no other is better in one of the two and as good in the other."
+    return Section("trade-off", "Clean against robust", (lead,), pictures=tuple(made)) if made else None
 
 
 _TRADE_OFF: dict[str, Callable[[Any], Value]] = {
@@ -192,7 +201,7 @@ _TRADE_OFF: dict[str, Callable[[Any], Value]] = {
     "clean % [95 %]": lambda r: share_of(r[1].clean_accuracy, True),
     "worst case % [95 %]": lambda r: share_of(r[1].worst_case_accuracy, True),
     "verdict": lambda r: judged(r[1].verdict),
-    "beaten in both": lambda r: word(r[2]),
+    "on the Pareto front": lambda r: word(r[2]),
 }
 
 
@@ -202,27 +211,21 @@ def transfer(data: Data) -> Section | None:
     groups = grouped(cells, lambda c: (*setting(c), c.eps, _crafted_by(c)))
     made = []
     for i, rows in enumerate(groups.values()):
-        judges = list(dict.fromkeys(_judge(c) for c in rows))
+        judges = list(dict.fromkeys(victim(c) for c in rows))
         sources = list(dict.fromkeys(_source(c) for c in rows))
-        at = {(_source(c), _judge(c)): c for c in rows}
-        clean = {_judge(c): share_of(c.metrics.get("clean_accuracy")) for c in rows if c.status == "ok"}
+        at = {(_source(c), victim(c)): c for c in rows}
+        clean = {victim(c): share_of(c.metrics.get("clean_accuracy")) for c in rows if c.status == "ok"}
         values = [[clean.get(j, word("-")) for j in judges]]
         values += [[_robust(at.get((s, j))) for j in judges] for s in sources]
         labels = ["(no attack)", *sources]
-        svg = figures.heat(
-            _numbers(values), [[v.text for v in row] for row in values], labels, judges, f"transfer{i}",
-            ("crafted on", "judged on"),
-        )  # fmt: skip
+        svg = figures.heat([_block("", labels, values)], judges, f"transfer{i}", ("crafted on", "judged on"))
         title = f"{under(rows[0])} {rows[0].eps}, crafted by {_crafted_by(rows[0])}"
         table = tabulated(f"Transfer, robust accuracy in %: {title}", _matrix_columns("crafted on", tuple(judges)),
                           list(zip(labels, values, strict=True)))  # fmt: skip
         text = "Robust accuracy in % of images crafted on the row's model and judged on the column's."
         made.append(Picture(title, text, svg, table))
-    return Section("transfer", "Transfer", pictures=tuple(made)) if made else None
-
-
-def _judge(cell: Cell) -> str:
-    return cell.model if cell.defense == UNDEFENDED else f"{cell.model}+{cell.defense}"
+    lead = "What is left of a model when images come from another; on the diagonal they come from itself."
+    return Section("transfer", "Transfer", (lead,), pictures=tuple(made)) if made else None
 
 
 def _source(cell: Cell) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from advplug.evidence import Array
-from advplug.report.parts import Data, Grid, Section, Strip, grouped, under, victim
+from advplug.report.parts import Data, Grid, Section, Strip, attack_of, grouped, under, victim
 from advplug.results import Cell
 from advplug.samples import Sample
 
@@ -21,7 +21,7 @@ TILE = 72
 
 
 def png_uri(pixels: Array) -> str:
-    """An image uint8 (C, H, W) of 1 or 3 channels as a PNG in a data URI."""
+    """An image uint8 (C, H, W) as a PNG in a data URI: grey or coloured, and with a last channel of opacity."""
     from PIL import Image
 
     held = io.BytesIO()
@@ -31,8 +31,17 @@ def png_uri(pixels: Array) -> str:
 
 
 def strip(images: Array) -> str:
-    """Images uint8 (k, C, H, W) side by side."""
-    return png_uri(np.concatenate(list(_visible(images)), axis=2))
+    """Images uint8 (k, C, H, W) side by side, with a gap after each."""
+    shown = _visible(images)
+    opaque = np.full_like(shown[:, :1], 255)
+    whole = np.concatenate((shown, opaque), axis=1)
+    apart = np.pad(whole, ((0, 0), (0, 0), (0, 0), (0, gap(images.shape[-1]))))
+    return png_uri(np.concatenate(list(apart), axis=2))
+
+
+def gap(side: int) -> int:
+    """Pixels between images of that width."""
+    return max(1, side // 32)
 
 
 def _visible(images: Array) -> Array:
@@ -83,7 +92,7 @@ def images(data: Data) -> Section | None:
 _LEAD = (
     "The first images of each cell, whatever became of them: as they were, as the attack left them, rounded to 8 bits, "
     "and the absolute difference of the two, times the factor that is given with it. Answers are to the images before "
-    "rounding; those in bold changed.",
+    "rounding; those in bold changed. Along several budgets an image that a smaller one broke stays as it was.",
 )
 
 
@@ -129,15 +138,20 @@ def _grid(found: list[_Made], classes: tuple[str, ...], first: bool) -> Grid:
         b != t for b, t in zip(before, true, strict=True)))]  # fmt: skip
     for m in found:
         _, was, now = _names(m.sample, classes)
-        what = f"{m.cell.attack}, {m.cell.norm} {m.cell.eps}"
+        what = f"{attack_of(m.cell)}, {m.cell.norm} {m.cell.eps}"
         changed = tuple(a != b for a, b in zip(was, now, strict=True))
         strips.append(Strip(what, _alt(f"Adversarial images of {what}", now), m.adversarial, tuple(now), changed))
         told = f"difference × {m.factor}" if m.changes else "no difference in 8 bits"
         strips.append(Strip(told, f"Absolute {told} of {what}", m.apart))
-    header = tuple(f"{i}: {t}" for i, t in zip(head.index.tolist(), true, strict=True))
-    side = head.clean.shape[-1]
-    tile = side * max(1, TILE // side) if side < TILE else min(side, 2 * TILE)
-    return Grid(f"{victim(cell)}: {under(cell)}", f"{len(head)} images", header, tuple(strips), tile, first)
+    small = tuple(f"no. {i}" for i in head.index.tolist())
+    title = f"{victim(cell)}: {under(cell)}"
+    return Grid(title, f"{len(head)} images", tuple(true), tuple(strips), tile(head.clean.shape[-1]), first, small)
+
+
+def tile(side: int) -> int:
+    """CSS pixels from an image to the next."""
+    scale = max(1, TILE // side) if side < TILE else min(side, 2 * TILE) / side
+    return round(scale * (side + gap(side)))
 
 
 def _alt(what: str, answers: list[str]) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from advplug.evidence import Array, Evidence, worst_case
+from advplug.plot import Line, Panel, Point
 from advplug.report import figures
 from advplug.report.parts import (
     Data,
@@ -17,6 +19,7 @@ from advplug.report.parts import (
     Table,
     Value,
     at_middle,
+    attack_of,
     difference,
     grouped,
     judged,
@@ -89,7 +92,7 @@ def _by_class(data: Data, drops: Sequence[_Drop], size: int, title: str, name: s
     victims = [victim(d.threat) for d in drops]
     values = [[_taken(d, c) for d in drops] for c in shown]
     texts = [["-" if v is None else f"{v:.0f}" for v in row] for row in values]
-    svg = figures.heat(values, texts, labels, victims, name)
+    svg = figures.heat([figures.Block("", labels, values, texts)], victims, name)
     columns: dict[str, Callable[[Any], Value]] = {
         "class": lambda r: word(r[0]),
         "images": lambda r: number(int(first.images[r[1]]), "d"),
@@ -99,7 +102,8 @@ def _by_class(data: Data, drops: Sequence[_Drop], size: int, title: str, name: s
     rows = list(zip(labels, shown, strict=True))
     table = tabulated(f"Accuracy by class: {title}", columns, rows)
     left = f" Of {len(held)} classes the {len(shown)} that fall most are shown." if len(held) > len(shown) else ""
-    return Picture(title, f"Drop in points by class and victim; yellow is a large drop.{left}", svg, table)
+    told = f"Drop in points by class and victim; dark blue is a small drop, yellow a large one.{left}"
+    return Picture(title, told, svg, table)
 
 
 def _taken(drop: _Drop, c: int) -> float | None:
@@ -125,7 +129,7 @@ def convergence(data: Data) -> Section | None:
     """How accuracy falls with the effort of an attack, and what twice the steps would add."""
     cells = [c for c in data.done if c.key in data.evidence]
     pictures = []
-    for i, (unit, label) in enumerate((("steps", "steps on an image"), ("queries", "questions asked of an image"))):
+    for i, (unit, label) in enumerate((("steps", "steps on an image"), ("queries", "queries of an image"))):
         found = [(c, curve) for c in cells if (curve := _effort(c, data.evidence[c.key], unit)) is not None]
         for j, own in enumerate(grouped(found, lambda f: setting(f[0])).values()):
             pictures.append(_falling(own, unit, label, f"effort{i}-{j}"))
@@ -140,6 +144,8 @@ _LEAD = (
     "Each attack stops at an image once it is broken, so what it had spent by then tells how accuracy falls with "
     "effort. A curve that still falls at its end belongs to an attack that was too weak. Along several budgets the "
     "effort at the smaller ones is counted in.",
+    "The audit also runs the strongest attack anew with twice its steps, on images that were left: it raises a flag "
+    "where that takes more than 1 point, and none where it takes less or where no attack has steps.",
 )
 
 
@@ -155,7 +161,7 @@ def _effort(cell: Cell, e: Evidence, unit: str) -> figures.Curve | None:
     xs = np.unique(np.concatenate(([0], at, [most]))).astype(float)
     start = float(np.where(e.attacked, e.clean.mean(axis=1), e.robust(e.adaptive).mean(axis=1)).sum())
     ys = [100 * (start - float((at <= x).sum())) / e.n for x in xs]
-    return figures.Curve(f"{cell.attack} on {victim(cell)}", xs.tolist(), ys)
+    return figures.Curve(f"{attack_of(cell)} on {victim(cell)}", xs.tolist(), ys)
 
 
 def _falling(found: Sequence[tuple[Cell, figures.Curve]], unit: str, label: str, name: str) -> Picture:
@@ -173,7 +179,7 @@ def _falling(found: Sequence[tuple[Cell, figures.Curve]], unit: str, label: str,
         return at
 
     columns: dict[str, Callable[[Any], Value]] = {
-        "attack": lambda r: word(r[0].attack),
+        "attack": lambda r: word(attack_of(r[0])),
         "model, defense": lambda r: word(victim(r[0])),
         f"most {unit}": lambda r: number(int(r[1].xs[-1])),
         "% after a tenth": after(0.1),
@@ -199,7 +205,7 @@ def _doubled(data: Data) -> Table | None:
         flag = next((f for f in t.flags if f.name == _CONVERGED), None)
         if flag is not None:
             return Value(flag.detail, tone="fair")
-        return word("not checked" if _CONVERGED in t.unchecked else "changes nothing that counts, or does not apply")
+        return word("not checked" if _CONVERGED in t.unchecked else "no flag")
 
     columns: dict[str, Callable[[Any], Value]] = {
         "model, defense": lambda t: word(victim(t)),
@@ -233,26 +239,16 @@ def certificates(data: Data) -> Section | None:
         "a proof fails with at most": lambda r: number(r[0].failure_probability, "g"),
     }
     table = tabulated("Certified accuracy", columns, rows, ("dataset", "norm"))
-    from advplug.plot import Line, Panel, Point
-
     lines = []
     for c in made:
         at = [
-            Point(float(_fraction(r.radius)), r.certified_accuracy)
-            for r in c.certified_accuracy
-            if r.certified_accuracy
+            Point(float(Fraction(r.radius)), r.certified_accuracy) for r in c.certified_accuracy if r.certified_accuracy
         ]
         lines.append(Line(victim(c), tuple(at)))
     svg = figures.lines(Panel("", [line for line in lines if line.points]), "certified", "certified accuracy, %")
     text = "Share of images that no change up to the radius can break, by proof."
     picture = Picture("Certified accuracy by radius", text, svg, table)
     return Section("certificates", "Certificates", pictures=(picture,))
-
-
-def _fraction(text: str) -> float:
-    from fractions import Fraction
-
-    return float(Fraction(text))
 
 
 # --- attacks on training data ---

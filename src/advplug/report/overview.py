@@ -14,13 +14,15 @@ from advplug.report import figures
 from advplug.report.parts import (
     DASH,
     TONES,
+    UNDEFENDED,
     Data,
     Details,
+    Entry,
     Picture,
     Section,
     Table,
     Value,
-    beside,
+    attack_of,
     budget,
     difference,
     group,
@@ -30,50 +32,80 @@ from advplug.report.parts import (
     share_of,
     similarity,
     tabulated,
+    under,
     victim,
     word,
 )
-from advplug.results import Cell, Certificate, Poisoning, ThreatRow
+from advplug.results import Cell, Certificate, Poisoning, RunInfo, ThreatRow
 
-CARDS = 8
-Item = tuple[str, str, str]
+MISSING = "Not computed"
+CARDS, BUDGETS = 8, 3
+"""Shown in the headline at most."""
+VERDICTS = {
+    "trusted": "strong attacks that know the defense were run, and every required check passed",
+    "upper bound": "a stronger attack, more steps or a check that was not run may lower the number",
+    "not trustworthy": "a check found that the evaluation went wrong, so the number says little of the model",
+    "not measured": "nothing was judged",
+}
+"""As docs/verdicts.md has it, for one who reads the page alone."""
 
 
 @dataclass(frozen=True)
-class Card:
-    """One threat in large figures."""
+class Line:
+    """One budget of a card."""
 
-    title: str
-    threat: str
-    clean: Value
+    budget: str
     worst: Value
-    measure: str
     verdict: Value
     difference: Value
 
 
-def cards(data: Data) -> tuple[tuple[Card, ...], str]:
-    """The threats to begin with, and what was left to the table."""
+@dataclass(frozen=True)
+class Card:
+    """One victim under one kind of threat in large figures."""
+
+    title: str
+    threat: str
+    measure: str
+    clean: Value
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What the page begins with; `left` says what was left to the tables, `verdicts` what those that occur mean."""
+
+    cards: tuple[Card, ...]
+    left: str
+    verdicts: tuple[tuple[Value, str], ...]
+
+
+def headline(data: Data) -> Headline:
+    """Clean and worst-case accuracy of each victim, with verdicts."""
     threats = [t for t in data.result.threats if _worst(t) is not DASH]
-    chosen = threats
-    if len(threats) > CARDS:
-        victims = grouped(threats, lambda t: (t.dataset, t.model, t.defense, t.norm, t.goal, t.seed))
-        chosen = [max(rows, key=lambda t: budget(t.eps).number or 0.0) for rows in victims.values()][:CARDS]
-    left = len(threats) - len(chosen)
-    told = f"Each at the largest budget it was attacked with; the table holds the other {left}." if left else ""
-    return tuple(map(_card, chosen)), told
+    victims = list(grouped(threats, lambda t: (t.dataset, t.model, t.defense, t.norm, t.goal, t.seed)).values())
+    cards = tuple(map(_card, victims[:CARDS]))
+    shown = sum(len(c.lines) for c in cards)
+    told = {t.verdict or "not measured": None for t in threats}
+    left = f"These are {shown} of {len(threats)} threats; the table below has all." if shown < len(threats) else ""
+    return Headline(cards, left, tuple((judged(name), VERDICTS[name]) for name in VERDICTS if name in told))
 
 
-def _card(t: ThreatRow) -> Card:
-    similar = t.worst_case_similarity is not None
+def _card(rows: list[ThreatRow]) -> Card:
+    rows = sorted(rows, key=lambda t: budget(t.eps).number or 0.0)
+    if len(rows) > BUDGETS:
+        rows = [rows[0], rows[(len(rows) - 1) // 2], rows[-1]]
+    first = rows[0]
+    similar = first.worst_case_similarity is not None
     return Card(
-        victim(t),
-        f"{t.dataset}, {t.norm} {t.eps}{beside(t)}",
-        similarity(t.clean_similarity, True) if similar else share_of(t.clean_accuracy, True),
-        _worst(t),
-        "similarity" if similar else "accuracy %",
-        judged(t.verdict),
-        DASH if similar else difference(t.difference_to_baseline),
+        victim(first),
+        f"{under(first)}" + (", undefended" if first.defense == UNDEFENDED else ""),
+        "similarity" if similar else "accuracy, %",
+        similarity(first.clean_similarity, True) if similar else share_of(first.clean_accuracy, True),
+        tuple(
+            Line(t.eps, _worst(t), judged(t.verdict), DASH if similar else difference(t.difference_to_baseline))
+            for t in rows
+        ),
     )
 
 
@@ -131,22 +163,22 @@ def warnings(data: Data) -> Section:
     return Section("warnings", "Warnings", (lead,), items=tuple(items))
 
 
-def _unfinished(data: Data) -> list[Item]:
-    made: list[Item] = []
+def _unfinished(data: Data) -> list[Entry]:
+    made = []
     for status, what in (("failed", "could not be computed"), ("refused", "were refused")):
         amount = sum(c.status == status for c in data.result.done)
         if amount:
-            made.append((TONES[status], status, f"{amount} of {len(data.result.done)} cells {what}; see Not computed"))
-    told = {group(t) for t in data.result.threats}
-    lost = [c for c in data.done if group(c) not in told]
+            told = f"They have no score; their reasons are under {MISSING}."
+            made.append(Entry(TONES[status], status, f"{amount} of {len(data.result.done)} cells {what}", told))
+    judged_groups = {group(t) for t in data.result.threats}
+    lost = [c for c in data.done if group(c) not in judged_groups]
     if lost:
-        made.append(
-            ("fair", "interrupted", f"{len(lost)} finished cells have no verdict: the run did not come to an end")
-        )
+        title = f"{len(lost)} finished cells have no verdict"
+        made.append(Entry("fair", "interrupted", title, "The run did not come to an end; run it again to go on."))
     return made
 
 
-def _flags(data: Data) -> list[Item]:
+def _flags(data: Data) -> list[Entry]:
     found: dict[tuple[str, str, str, str], list[str]] = {}
     for t in data.result.threats:
         for flag in t.flags:
@@ -158,12 +190,12 @@ def _flags(data: Data) -> list[Item]:
             found.setdefault((flag.level, flag.name, flag.detail, advice), []).append(f"{p.attack} on {victim(p)}")
     order = sorted(found.items(), key=lambda row: ("error", "warn", "info").index(row[0][0]))
     return [
-        (TONES[level], level, f"{name}: {'; '.join(where)}: {detail}" + (f"; {advice}" if advice else ""))
+        Entry(TONES[level], level, name, detail + (f"; {advice}" if advice else ""), tuple(where))
         for (level, name, detail, advice), where in order
     ]
 
 
-def _bounds(data: Data) -> list[Item]:
+def _bounds(data: Data) -> list[Entry]:
     found: dict[str, list[str]] = {}
     for t in data.result.threats:
         if t.verdict == "upper bound":
@@ -174,7 +206,7 @@ def _bounds(data: Data) -> list[Item]:
         if p.verdict == "upper bound":
             why = "the poison was made without knowing the defense"
             found.setdefault(why, []).append(f"{p.attack} on {victim(p)}")
-    return [("fair", "upper bound", f"{'; '.join(where)}: {why}") for why, where in found.items()]
+    return [Entry("fair", "upper bound", why, "", tuple(where)) for why, where in found.items()]
 
 
 # --- all cells ---
@@ -227,8 +259,8 @@ def missing(data: Data) -> Section | None:
         "status": lambda c: judged(c.status),
         "reason": lambda c: word(c.reason or "-"),
     }
-    table = tabulated("Not computed", columns, rows, ("dataset",), heads=4, id="missing")
-    return Section("missing", "Not computed", ("These cells have no score.",), tables=(table,))
+    table = tabulated(MISSING, columns, rows, ("dataset",), heads=4, id="missing")
+    return Section("missing", MISSING, ("These cells have no score.",), tables=(table,))
 
 
 def cost(data: Data) -> Section | None:
@@ -236,7 +268,7 @@ def cost(data: Data) -> Section | None:
     rows = [c for c in data.done if c.seconds is not None and c.passes is not None]
     if not rows:
         return None
-    attacks = grouped(rows, lambda c: (victim(c), c.dataset, c.attack))
+    attacks = grouped(rows, lambda c: (victim(c), c.dataset, attack_of(c)))
     sums = [(key, len(own), *_sums(own)) for key, own in attacks.items()]
     drawn = sorted(sums, key=lambda s: s[2] + s[3], reverse=True)[:20]
     svg = figures.bars(
@@ -289,12 +321,19 @@ def _victims_cost(data: Data) -> tuple[Table, ...]:
 def provenance(data: Data) -> Section:
     """What made these numbers."""
     run = data.result.run
-    facts = {"command": run.command or "-", "device": run.device, "seed": str(run.seed), **run.versions}
+    seeds = ", ".join(map(str, run.seeds or (run.seed,)))
+    facts = {"command": run.command or "-", "device": run.device, "seed": seeds, **_spent(run), **run.versions}
     table = Table("The last run in this folder", ("what", "value"), tuple((word(k), word(v)) for k, v in facts.items()))
     rows = [r for r in data.result.done if r.status == "ok" and r.provenance]
     victims = grouped(rows, lambda r: (r.dataset, victim(r), r.seed, str(r.provenance.get("weights_sha256"))))
     tables = (table, *_weights([own[0] for own in victims.values()]))
     return Section("provenance", "Provenance", _LEAD_PROVENANCE, tables=tables, details=tuple(_recipes(victims)))
+
+
+def _spent(run: RunInfo) -> dict[str, str]:
+    if not run.passes:
+        return {}
+    return {"passes of an image": f"{run.passes:,}", "wall time": f"{run.seconds:,.1f} s"}
 
 
 _LEAD_PROVENANCE = ("What the numbers depend on. Hashes are SHA-256; indices are positions in the test split.",)
@@ -328,5 +367,5 @@ def notes(data: Data) -> Section | None:
     for row in data.result.done:
         for note in row.notes:
             found.setdefault(note, []).append(victim(row))
-    items = tuple(("plain", "note", f"{'; '.join(dict.fromkeys(where))}: {note}") for note, where in found.items())
+    items = tuple(Entry("plain", "note", note, "", tuple(dict.fromkeys(where))) for note, where in found.items())
     return Section("notes", "Notes", items=items) if items else None

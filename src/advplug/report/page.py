@@ -82,15 +82,14 @@ def render(data: Data, explanations: Section | None = None) -> str:
     # Matplotlib escapes the texts that it draws.
     environment.filters["drawing"] = Markup
     script = _asset("page.js")
-    cards, told = overview.cards(data)
     made: dict[str, Any] = {
         "title": _title(data),
         "policy": _policy(script),
         "style": Markup(_asset("page.css")),  # noqa: S704 - a file of this package
         "script": Markup(script),  # noqa: S704 - likewise
-        "cards": cards,
-        "cards_told": told,
+        "headline": overview.headline(data),
         "summary": _summary(data),
+        "images": _images(data),
         "warnings": overview.warnings(data),
         "sections": _sections(data, explanations),
         "run": data.result.run,
@@ -134,6 +133,12 @@ def _summary(data: Data) -> str:
     rows = data.result.done
     states = {s: sum(r.status == s for r in rows) for s in ("ok", "failed", "refused")}
     told = ", ".join(f"{n} {s}" for s, n in states.items() if n)
-    images = {e.n for e in data.evidence.values()}
-    many = f"{min(images)} to {max(images)}" if len(images) > 1 else str(next(iter(images), 0))
-    return f"{len(rows)} cells: {told}." + (f" {many} images each." if images else "")
+    return f"{len(rows)} cells: {told}."
+
+
+def _images(data: Data) -> str:
+    """How many images a cell had."""
+    found = {e.n for e in data.evidence.values()}
+    if not found:
+        return "the images"
+    return f"{min(found)} to {max(found)} images" if len(found) > 1 else f"{next(iter(found))} images"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
 
+from advplug.defaults import CRAFTED_BY
 from advplug.estimate import Estimate
 from advplug.evidence import Evidence
 from advplug.parse import parse_reference
@@ -47,6 +48,25 @@ class Table:
     tools: bool = False
     id: str = ""
 
+    @property
+    def aligned(self) -> tuple[bool, ...]:
+        """Whether a column holds numbers, and dashes where there is none."""
+        columns = list(zip(*self.rows, strict=True)) or [()] * len(self.header)
+        return tuple(
+            any(v.number is not None for v in c) and all(v.number is not None or v == DASH for v in c) for c in columns
+        )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry of a list: a badge, what it is about, what is said of it, and where it holds."""
+
+    tone: str
+    badge: str
+    title: str
+    text: str
+    where: tuple[str, ...] = ()
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -71,7 +91,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class Grid:
-    """Images in columns of `tile` CSS pixels, under `header`; `width` images a row."""
+    """Images in columns of `tile` CSS pixels, under `header` and, in small letters, `small`; `width` images a row."""
 
     title: str
     lead: str
@@ -79,6 +99,8 @@ class Grid:
     strips: tuple[Strip, ...]
     tile: int
     open: bool = False
+    small: tuple[str, ...] = ()
+    heading: str = "true class"
 
     @property
     def width(self) -> int:
@@ -104,8 +126,7 @@ class Section:
     tables: tuple[Table, ...] = ()
     grids: tuple[Grid, ...] = ()
     details: tuple[Details, ...] = ()
-    items: tuple[tuple[str, str, str], ...] = ()
-    """(tone, badge, text) of a list."""
+    items: tuple[Entry, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -129,7 +150,21 @@ class Data:
 def load(folder: Path) -> Data:
     """Raises UsageError where `folder` is no run's, or its file is damaged."""
     evidence = {cell.key: found for cell, found in observed(folder)}
-    return Data(read(folder), evidence, pictured(folder), class_names(folder))
+    result = read(folder)
+    result = replace(result, threats=tuple(sorted(result.threats, key=_place(result.cells))))
+    return Data(result, evidence, pictured(folder), class_names(folder))
+
+
+def _place(cells: Sequence[Cell]) -> Callable[[ThreatRow], Any]:
+    """Where a threat stands: victims in the order in which they were asked for, budgets ascending."""
+    orders = {name: list(dict.fromkeys(getattr(c, name) for c in cells)) for name in THREAT if name != "eps"}
+
+    def at(t: ThreatRow) -> tuple[Any, ...]:
+        found = {n: o.index(v) if (v := getattr(t, n)) in o else len(o) for n, o in orders.items()}
+        first = ("dataset", "norm", "goal", "seed", "model", "defense")
+        return *(found[n] for n in first), Fraction(t.eps)
+
+    return at
 
 
 # --- naming and choosing ---
@@ -156,12 +191,20 @@ def beside(row: Cell | ThreatRow) -> str:
 
 
 def victim(row: Any) -> str:
-    """`cnn`, or `cnn, defended by jpeg`."""
-    return str(row.model) if row.defense == UNDEFENDED else f"{row.model}, {row.defense}"
+    """`cnn`, or `cnn+jpeg` where it is defended."""
+    return str(row.model) if row.defense == UNDEFENDED else f"{row.model}+{row.defense}"
 
 
 def is_transfer(cell: Cell) -> bool:
     return parse_reference(cell.attack).name == "transfer"
+
+
+def attack_of(cell: Cell) -> str:
+    """`pgd:steps=40`, or `pgd:steps=40 from resnet18` where the images were crafted on another model."""
+    if not is_transfer(cell):
+        return cell.attack
+    told = parse_reference(cell.attack)
+    return f"{told.get('attack') or CRAFTED_BY} from {told.get('from') or '?'}"
 
 
 def grouped(rows: Iterable[Item], key: Callable[[Item], Any]) -> dict[Any, list[Item]]:
@@ -182,7 +225,7 @@ def at_middle(rows: Sequence[Item]) -> tuple[list[Item], str]:
     """The rows at the middle budget, and the words that say so."""
     budgets = list(dict.fromkeys(str(r.eps) for r in rows))  # type: ignore[attr-defined]
     eps = middle(budgets)
-    more = f", the middle one of {len(budgets)} budgets" if len(budgets) > 1 else ""
+    more = f", one of {len(budgets)} budgets" if len(budgets) > 1 else ""
     return [r for r in rows if r.eps == eps], f"eps {eps}{more}"  # type: ignore[attr-defined]
 
 
