@@ -166,7 +166,8 @@ def _along_defense(result: RunResult, values: Mapping[str, float]) -> list[Panel
             ],
         }
         panel.lines.extend(Line(label, tuple(points)) for label, points in drawn.items() if points)
-        made.append(panel)
+        if own:
+            made.append(panel)
     return made
 
 

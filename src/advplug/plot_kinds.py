@@ -210,7 +210,7 @@ def _static_adaptive(result: RunResult) -> Figure | None:
             place.set_xlabel("accuracy, %")
             place.set_title(_title(threat), fontsize=9)
             place.grid(alpha=0.25, linewidth=0.5)
-            _one_entry_each(place)
+        _one_entry_each(figure, places)
     return figure
 
 
@@ -232,11 +232,12 @@ def _dumbbell(canvas: Canvas, y: int, cells: Sequence[Cell], clean: Estimate | N
                             color=COLOURS[number], elinewidth=0.7, linestyle="", label=f"{origin} attack")  # fmt: skip
 
 
-def _one_entry_each(canvas: Canvas) -> None:
-    """The legend, where every victim has drawn the same markers."""
-    entries = dict(zip(*reversed(canvas.get_legend_handles_labels()), strict=True))
-    canvas.legend(entries.values(), entries.keys(), fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2),
-                  ncols=4, frameon=False)  # fmt: skip
+def _one_entry_each(figure: Figure, canvases: Iterable[Canvas]) -> None:
+    """One legend below all panels, in which every victim has drawn the same markers."""
+    entries = {
+        label: handle for canvas in canvases for handle, label in zip(*canvas.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(entries.values(), entries.keys(), fontsize=7, loc="outside lower center", ncols=4, frameon=False)
 
 
 _KINDS: Mapping[str, Callable[[RunResult], Figure | None]] = {
