@@ -16,7 +16,7 @@ from advplug.results import (
     run_from_json,
     threat_from_json,
 )
-from advplug.samples import Sample
+from advplug.samples import PoisonSample, Sample
 from advplug.store import cells, classes, reading, samples, shown
 from advplug.versions import versions
 
@@ -52,6 +52,12 @@ def pictured(folder: Path) -> dict[str, Sample]:
     """A few images of each cell that has some, by its key. Raises UsageError likewise."""
     with reading(folder) as db:
         return {key: Sample.from_bytes(found) for key, found in samples(db)}
+
+
+def poisons_pictured(folder: Path) -> dict[str, PoisonSample]:
+    """A few poisons of each attack on training data that has some, by its key. Raises UsageError likewise."""
+    with reading(folder) as db:
+        return {key: PoisonSample.from_bytes(found) for key, found in samples(db, "poisoning")}
 
 
 def class_names(folder: Path) -> dict[str, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""A few images of each cell, as they were and as the attack left them, kept to be looked at."""
+"""A few images of each cell, as they were and as the attack left them, kept to be looked at; of poisons likewise."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from advplug.contracts import Batch
+    from advplug.contracts import Batch, Poisoned
+    from advplug.data import Split
     from advplug.decisions import Batching
+    from advplug.poison_evidence import PoisonEvidence
     from advplug.victim import Victim
 
 MOST, LEAST = 8, 2
@@ -50,6 +52,40 @@ class Sample:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Sample:
+        return unpacked(cls, data)
+
+
+@dataclass(frozen=True)
+class PoisonSample:
+    """A few rows of a training set that was attacked, and test images with the trigger.
+
+    row (k,): positions in the poisoned training set; original, poisoned (k, C, H, W) uint8; before, after (k,): the
+    classes that they are said to be of; captions (2, k): the first ones, where the data have some. Where there is a
+    trigger, also index, y, wanted, answer (m,): position, true class, the class that the trigger asks for and the one
+    that the victim answers, -1 for none; clean, triggered (m, C, H, W) uint8: without and with the trigger.
+    """
+
+    row: Array
+    original: Array
+    poisoned: Array
+    before: Array
+    after: Array
+    captions: Array | None = None
+    index: Array | None = None
+    y: Array | None = None
+    wanted: Array | None = None
+    answer: Array | None = None
+    clean: Array | None = None
+    triggered: Array | None = None
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def to_bytes(self) -> bytes:
+        return packed(self)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> PoisonSample:
         return unpacked(cls, data)
 
 
@@ -89,6 +125,53 @@ def sampled(
         index = batch.index[:k].cpu().numpy()
         made[eps] = Sample(index, y, _bytes(clean), _bytes(rounded), before, after, attacked[:k], texts)
     return made
+
+
+def poisons_sampled(poisoned: Poisoned, test: Split, seen: PoisonEvidence) -> PoisonSample | None:
+    """Poisons evenly taken from all, beside their originals; and the first images of `test`, those that `seen` is
+    about, that the trigger has something to gain on. None where nothing was poisoned."""
+    import numpy as np
+
+    rows = np.flatnonzero(poisoned.poisons)
+    if not len(rows):
+        return None
+    k = amount(poisoned.data.batch(rows[:1]).x.numel())
+    places = np.unique(np.linspace(0, len(rows) - 1, min(k, len(rows))).round().astype(int))
+    picked = rows[places]
+    captions = None
+    if poisoned.data.captions is not None and poisoned.originals.captions is not None:
+        pairs = ((poisoned.originals.captions, places), (poisoned.data.captions, picked))
+        captions = np.array([[(texts[i] or ("",))[0] for i in at.tolist()] for texts, at in pairs])
+    return PoisonSample(
+        row=picked,
+        original=_bytes(poisoned.originals.batch(places).x),
+        poisoned=_bytes(poisoned.data.batch(picked).x),
+        before=poisoned.originals.labels[places],
+        after=poisoned.data.labels[picked],
+        captions=captions,
+        **_triggered(poisoned, test, seen, k),
+    )
+
+
+def _triggered(poisoned: Poisoned, test: Split, seen: PoisonEvidence, k: int) -> dict[str, Array]:
+    import numpy as np
+
+    from advplug.prepared import triggered
+
+    if poisoned.trigger is None or not seen.backdoor:
+        return {}
+    rows = np.flatnonzero(seen.gains)[:k]
+    if not len(rows):
+        return {}
+    batch = test.batch(rows)
+    return {
+        "index": seen.index[rows],
+        "y": seen.y[rows],
+        "wanted": seen.wanted[rows],
+        "answer": seen.triggered[rows, 0],
+        "clean": _bytes(batch.x),
+        "triggered": _bytes(triggered(poisoned.trigger, batch.x, batch.index)),
+    }
 
 
 def _bytes(x: Tensor) -> Array:

@@ -26,7 +26,7 @@ from advplug.results import (
     certificate_from_json,
     poisoning_from_json,
 )
-from advplug.samples import Sample
+from advplug.samples import PoisonSample, Sample
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS cell (
@@ -153,14 +153,18 @@ class Store:
         """Writes a certificate at once; one that is `ok` already stays as it is."""
         self._put_row(_CERTIFICATE, made, proofs)
 
-    def put_poisoning(self, made: Poisoning, evidence: bytes | None) -> None:
-        """Writes what came of an attack on training data, likewise."""
-        self._put_row(_POISONING, made, evidence)
+    def put_poisoning(self, made: Poisoning, evidence: bytes | None, sample: PoisonSample | None = None) -> None:
+        """Writes what came of an attack on training data, likewise, with images to look at."""
+        self._put_row(_POISONING, made, evidence, None if sample is None else sample.to_bytes())
 
-    def _put_row(self, kind: str, made: Certificate | Poisoning, evidence: bytes | None) -> None:
+    def _put_row(
+        self, kind: str, made: Certificate | Poisoning, evidence: bytes | None, sample: bytes | None = None
+    ) -> None:
         row = (made.key, kind, made.status, json.dumps(asdict(made), allow_nan=False), evidence)
         with self._transaction():
             self._db.execute(_PUT, (*row, False))
+            if sample is not None:
+                self._db.execute("INSERT OR REPLACE INTO sample (key, sample) VALUES (?, ?)", (made.key, sample))
 
     def cell(self, key: str) -> Cell | None:
         row = self._row("SELECT cell FROM cell WHERE key=?", key)
@@ -239,9 +243,11 @@ def shown(db: sqlite3.Connection, kind: str) -> dict[str, Any]:
     return {key: json.loads(row) for key, row in rows}
 
 
-def samples(db: sqlite3.Connection) -> Iterator[tuple[str, bytes]]:
-    """Images to look at, by the cell's key."""
-    yield from _select(db, "sample", "SELECT key, sample FROM sample ORDER BY rowid")
+def samples(db: sqlite3.Connection, kind: str = "cell") -> Iterator[tuple[str, bytes]]:
+    """Images to look at, by the key of the cell or poisoning."""
+    where, named = _of_kind(kind)
+    query = f"SELECT key, sample FROM sample WHERE key IN (SELECT key FROM cell WHERE {where}) ORDER BY rowid"  # noqa: S608
+    yield from _select(db, "sample", query, named)
 
 
 def classes(db: sqlite3.Connection) -> dict[str, tuple[str, ...]]:
@@ -251,10 +257,14 @@ def classes(db: sqlite3.Connection) -> dict[str, tuple[str, ...]]:
 
 def cells(db: sqlite3.Connection, kind: str = "cell") -> Iterator[tuple[Any, bytes | None]]:
     """All stored cells, certificates or poisonings as JSON, with their evidence, in the order of their writing."""
-    where = "sweep NOT IN (?, ?)" if kind == "cell" else "sweep=?"
-    named = (_CERTIFICATE, _POISONING) if kind == "cell" else (kind,)
+    where, named = _of_kind(kind)
     for cell, evidence in _select(db, "cell", f"SELECT cell, evidence FROM cell WHERE {where} ORDER BY rowid", named):  # noqa: S608
         yield json.loads(cell), evidence
+
+
+def _of_kind(kind: str) -> tuple[str, tuple[str, ...]]:
+    """Which rows of the table of cells are cells, certificates or poisonings, as a condition with its values."""
+    return ("sweep NOT IN (?, ?)", (_CERTIFICATE, _POISONING)) if kind == "cell" else ("sweep=?", (kind,))
 
 
 _REASONS = {

@@ -129,7 +129,7 @@ def _percent_axis(axes: Axes, label: str, horizontal: bool = False) -> None:
     axes.grid(axis="both", alpha=0.6)
 
 
-def lines(panel: Panel, name: str, y_label: str, scale: float = 100.0) -> str:
+def lines(panel: Panel, name: str, y_label: str, scale: float = 100.0, x_label: str = "eps, in pixel units") -> str:
     """Curves along the budgets with 95 % bands; the marker of a point is its verdict."""
     with _style():
         figure, axes = _new(2.7, CURVE)
@@ -145,7 +145,7 @@ def lines(panel: Panel, name: str, y_label: str, scale: float = 100.0) -> str:
             for p in (p for p in line.points if p.verdict is not None):
                 _mark(axes, p.x, scale * p.y.value, colour, p.verdict)
         _explained(axes, (p.verdict for line in panel.lines for p in line.points))
-        axes.set_xlabel("eps, in pixel units")
+        axes.set_xlabel(x_label)
         if scale == 100.0:
             _percent_axis(axes, y_label)
         else:

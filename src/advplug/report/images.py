@@ -49,9 +49,10 @@ def _visible(images: Array) -> Array:
     return images if images.shape[1] in (1, 3) else images[:, :1]
 
 
-def amplified(sample: Sample) -> tuple[Array, int]:
-    """The absolute difference uint8 (k, C, H, W), times the whole number that takes the largest to 255 at most."""
-    apart = np.abs(sample.adversarial.astype(int) - sample.clean.astype(int))
+def amplified(before: Array, after: Array) -> tuple[Array, int]:
+    """The absolute difference of images uint8 (k, C, H, W), times the whole number that takes the largest to 255 at
+    most, and that number."""
+    apart = np.abs(after.astype(int) - before.astype(int))
     factor = 255 // int(apart.max()) if apart.any() else 1
     return (apart * factor).astype(np.uint8), factor
 
@@ -120,7 +121,7 @@ def _bytes(made: list[_Made]) -> int:
 
 def _made(cell: Cell, whole: Sample, amount: int) -> _Made:
     sample = _first(whole, amount)
-    apart, factor = amplified(sample)
+    apart, factor = amplified(sample.clean, sample.adversarial)
     return _Made(cell, sample, strip(sample.adversarial), strip(apart), factor)
 
 
@@ -163,8 +164,9 @@ def _names(s: Sample, classes: tuple[str, ...]) -> tuple[list[str], list[str], l
     if s.texts is not None:
         true, before, after = ([str(t) or "(no answer)" for t in row] for row in s.texts)
         return true, before, after
-    return _called(s.y, classes), _called(s.before, classes), _called(s.after, classes)
+    return called(s.y, classes), called(s.before, classes), called(s.after, classes)
 
 
-def _called(labels: Array, classes: tuple[str, ...]) -> list[str]:
+def called(labels: Array, classes: tuple[str, ...]) -> list[str]:
+    """The names of classes, as far as they have some."""
     return ["(no answer)" if c < 0 else classes[c] if c < len(classes) else str(c) for c in labels.tolist()]

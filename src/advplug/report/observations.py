@@ -1,4 +1,4 @@
-"""The sections made from what was observed image by image, from proofs and from attacks on training data."""
+"""The sections made from what was observed image by image, and from proofs."""
 
 from __future__ import annotations
 
@@ -20,11 +20,8 @@ from advplug.report.parts import (
     Value,
     at_middle,
     attack_of,
-    difference,
     grouped,
-    judged,
     number,
-    percentage,
     setting,
     share_of,
     tabulated,
@@ -32,7 +29,7 @@ from advplug.report.parts import (
     victim,
     word,
 )
-from advplug.results import Cell, Poisoning, ThreatRow
+from advplug.results import Cell, ThreatRow
 
 CLASSES = 20
 CURVES = 10
@@ -245,49 +242,8 @@ def certificates(data: Data) -> Section | None:
             Point(float(Fraction(r.radius)), r.certified_accuracy) for r in c.certified_accuracy if r.certified_accuracy
         ]
         lines.append(Line(victim(c), tuple(at)))
-    svg = figures.lines(Panel("", [line for line in lines if line.points]), "certified", "certified accuracy, %")
+    svg = figures.lines(Panel("", [line for line in lines if line.points]), "certified", "certified accuracy, %",
+                        x_label="radius, in pixel units")  # fmt: skip
     text = "Share of images that no change up to the radius can break, by proof."
     picture = Picture("Certified accuracy by radius", text, svg, table)
     return Section("certificates", "Certificates", pictures=(picture,))
-
-
-# --- attacks on training data ---
-
-
-def poisonings(data: Data) -> Section | None:
-    """Success of attacks on training data, beside what the clean model does on the same images."""
-    made = [p for p in data.result.poisonings if p.status == "ok"]
-    if not made:
-        return None
-
-    def metric(name: str, interval: bool = False) -> Callable[[Any], Value]:
-        return lambda p: share_of(p.metrics.get(name), interval)
-
-    columns: dict[str, Callable[[Any], Value]] = {
-        "attack": lambda p: word(p.attack),
-        "model": lambda p: word(p.model),
-        "defense": lambda p: word(p.defense),
-        "dataset": lambda p: word(p.dataset),
-        "poisons": lambda p: word("-" if p.poisons is None else f"{p.poisons} of {p.training_images}"),
-        "clean %": metric("clean_accuracy"),
-        "triggered as wanted % [95 %]": metric("attack_success_rate", True),
-        "by the clean model %": metric("clean_model_success_rate"),
-        "against undefended, points": lambda p: difference(p.differences.get("attack_success_rate")),
-        "triggered, still right %": metric("triggered_accuracy"),
-        "targets as wanted % [95 %]": metric("poison_success_rate", True),
-        "targets by the clean model %": metric("clean_model_poison_success_rate"),
-        "verdict": lambda p: judged(p.verdict),
-    }
-    table = tabulated("Attacks on the training data", columns, made, ("dataset",), heads=3, id="poisonings")
-    rows = [_success(p) for p in made]
-    svg = figures.pairs(rows, ("clean model", "poisoned model"), "poison", "answers as the attacker wants, %")
-    text = "How often images with the trigger, or the targets, get the answer that the attacker wants."
-    return Section("poisonings", "Poisoned training data", pictures=(Picture("Success", text, svg, table),))
-
-
-def _success(p: Poisoning) -> tuple[str, float | None, float | None]:
-    pair = ("clean_model_success_rate", "attack_success_rate")
-    if p.metrics.get(pair[1]) is None:
-        pair = ("clean_model_poison_success_rate", "poison_success_rate")
-    one, other = (p.metrics.get(name) for name in pair)
-    return f"{p.attack} on {victim(p)}", percentage(one), percentage(other)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from advplug.errors import UsageError
-from advplug.report import accuracies, observations, overview
+from advplug.report import accuracies, observations, overview, poisons
 from advplug.report.images import images
 from advplug.report.parts import Data, Section, load
 from advplug.store import explained
@@ -29,7 +29,7 @@ SECTIONS: tuple[Callable[[Data], Section | None], ...] = (
     observations.convergence,
     images,
     observations.certificates,
-    observations.poisonings,
+    poisons.poisonings,
     overview.cost,
     overview.missing,
     overview.cells,

@@ -13,8 +13,8 @@ from advplug.estimate import Estimate
 from advplug.evidence import Evidence
 from advplug.parse import parse_reference
 from advplug.results import Cell, RunResult, ThreatRow
-from advplug.runs import class_names, observed, pictured, read
-from advplug.samples import Sample
+from advplug.runs import class_names, observed, pictured, poisons_pictured, read
+from advplug.samples import PoisonSample, Sample
 from advplug.store import THREAT
 from advplug.table import cosine, percent, points
 
@@ -50,11 +50,9 @@ class Table:
 
     @property
     def aligned(self) -> tuple[bool, ...]:
-        """Whether a column holds numbers, and dashes where there is none."""
+        """Whether a column holds numbers, and here and there a word where there is none."""
         columns = list(zip(*self.rows, strict=True)) or [()] * len(self.header)
-        return tuple(
-            any(v.number is not None for v in c) and all(v.number is not None or v == DASH for v in c) for c in columns
-        )
+        return tuple(any(v.number is not None for v in column) for column in columns)
 
 
 @dataclass(frozen=True)
@@ -137,6 +135,7 @@ class Data:
     evidence: Mapping[str, Evidence] = field(default_factory=dict)
     samples: Mapping[str, Sample] = field(default_factory=dict)
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    poisons: Mapping[str, PoisonSample] = field(default_factory=dict)
 
     @property
     def done(self) -> list[Cell]:
@@ -152,7 +151,7 @@ def load(folder: Path) -> Data:
     evidence = {cell.key: found for cell, found in observed(folder)}
     result = read(folder)
     result = replace(result, threats=tuple(sorted(result.threats, key=_place(result.cells))))
-    return Data(result, evidence, pictured(folder), class_names(folder))
+    return Data(result, evidence, pictured(folder), class_names(folder), poisons_pictured(folder))
 
 
 def _place(cells: Sequence[Cell]) -> Callable[[ThreatRow], Any]:
