@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from advplug import runner, session
+from advplug import session, work
 from advplug.evidence import Evidence
 from advplug.registry import Registry, Source, load
 from cli_tools import CNN, QUICK, TINY, evaluate, run, stored, without_times
@@ -35,13 +35,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def sweeps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The attacks that are run, as they are run."""
     seen: list[str] = []
-    real = runner.run_sweep
+    real = work.run_sweep
 
     def counted(sweep: Any, *rest: Any) -> Any:
         seen.append(f"{sweep.victim.model.label} {sweep.victim.defense_label} {sweep.attack.label}")
         return real(sweep, *rest)
 
-    monkeypatch.setattr(runner, "run_sweep", counted)
+    monkeypatch.setattr(work, "run_sweep", counted)
     return seen
 
 

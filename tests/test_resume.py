@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from safetensors.torch import save_file
 
-from advplug import runner
+from advplug import audit
+from advplug import work as pieces
 from advplug.train import Training
 from cli_tools import CNN, QUICK, TINY, evaluate, nursery, run, stored, without_times
 from usernets import Linear
@@ -34,7 +35,7 @@ class Work:
 @pytest.fixture
 def work(monkeypatch: pytest.MonkeyPatch) -> Work:
     seen = Work()
-    fit, run_sweep, run_audit = Training.fit, runner.run_sweep, runner.audits.run_audit
+    fit, run_sweep, run_audit = Training.fit, pieces.run_sweep, audit.run_audit
 
     def counted_fit(*arguments: Any, **rest: Any) -> Any:
         seen.fits += 1
@@ -49,8 +50,8 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
         return run_audit(*arguments)
 
     monkeypatch.setattr(Training, "fit", counted_fit)
-    monkeypatch.setattr(runner, "run_sweep", counted_sweep)
-    monkeypatch.setattr(runner.audits, "run_audit", counted_audit)
+    monkeypatch.setattr(pieces, "run_sweep", counted_sweep)
+    monkeypatch.setattr(audit, "run_audit", counted_audit)
     return seen
 
 

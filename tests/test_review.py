@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import advplug
-from advplug import contracts, runner, session
+from advplug import contracts, session, work
 from advplug.builtin.noise import noise
 from advplug.contracts import Ball, Batch, Threat
 from advplug.decisions import out_of_memory
@@ -196,14 +196,14 @@ def test_the_least_likely_class_of_another_model_is_no_target():
 def failing(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Conditions under which a sweep fails."""
     conditions: list[Any] = []
-    real = runner.run_sweep
+    real = work.run_sweep
 
     def run(sweep: Any, *rest: Any) -> Any:
         if any(condition(sweep) for condition in conditions):
             raise CellFailure("planted")
         return real(sweep, *rest)
 
-    monkeypatch.setattr(runner, "run_sweep", run)
+    monkeypatch.setattr(work, "run_sweep", run)
     return conditions
 
 

@@ -57,13 +57,13 @@ def test_a_second_run_in_the_folder_adds_to_the_first(folder, result, tmp_path):
 
 
 def test_an_interrupted_run_can_be_read(tmp_path, monkeypatch):
-    once = Runner._run
+    once = Runner.settle
 
-    def interrupted(self, sweep):
-        once(self, sweep)
+    def interrupted(self, job, outcome):
+        once(self, job, outcome)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Runner, "_run", interrupted)
+    monkeypatch.setattr(Runner, "settle", interrupted)
     with pytest.raises(KeyboardInterrupt):
         advplug.evaluate("cnn", ["fgsm", "noise"], [], output=tmp_path, **SMALL)
     found = read(tmp_path)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import advplug
-from advplug import contracts, runner, session
+from advplug import contracts, session, work
 from advplug.build import Built, _training_recipe
 from advplug.builtin.smoothing import smoothing
 from advplug.certify import prove
@@ -250,7 +250,7 @@ def test_certificates_are_planned_proven_reported_and_resumed(monkeypatch: pytes
 
     # Proven once: another radius is read off what is stored, and the same command changes nothing.
     before = stored("out")[made["key"]]
-    monkeypatch.setattr(runner, "prove", lambda *_: pytest.fail("proven again"))
+    monkeypatch.setattr(work, "prove", lambda *_: pytest.fail("proven again"))
     again = evaluate(*asked, "-e", "l2:0.2")
     assert [a["radius"] for a in again["certificates"][0]["certified_accuracy"]] == ["1/10", "1/5"]
     assert stored("out")[made["key"]] == before
@@ -267,17 +267,17 @@ def test_certificates_are_planned_proven_reported_and_resumed(monkeypatch: pytes
 @pytest.mark.usefixtures("here")
 def test_other_norms_get_no_certificate_and_a_failed_one_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = ("-m", CNN, "-d", CHEAP, *PGD, "--no-baseline")
-    real, failure = runner.prove, runner.CellFailure("no luck")
+    real, failure = work.prove, work.CellFailure("no luck")
 
     def unlucky(*_: Any) -> Any:
         raise failure
 
-    monkeypatch.setattr(runner, "prove", unlucky)
+    monkeypatch.setattr(work, "prove", unlucky)
     ran = run("eval", "--dataset", TINY, "-o", "out", *asked, "--json")
     assert ran.code == 3
     assert "1 of 2 cells failed: no luck" in ran.err
     assert [(c["status"], c["reason"]) for c in ran.json["certificates"]] == [("failed", "no luck")]
-    monkeypatch.setattr(runner, "prove", real)
+    monkeypatch.setattr(work, "prove", real)
     (made,) = evaluate(*asked)["certificates"]
     assert made["norm"] == "l2"
     assert [a["radius"] for a in made["certified_accuracy"]] == ["1/8", "1/4", "3/8", "1/2"]
@@ -305,7 +305,7 @@ def test_what_cannot_be_certified_is_refused_with_what_works() -> None:
 
 @pytest.mark.usefixtures("here")
 def test_a_transfer_matrix_certifies_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "prove", lambda *_: pytest.fail("proven"))
+    monkeypatch.setattr(work, "prove", lambda *_: pytest.fail("proven"))
     models = ("-m", CNN, "-m", f"{CNN}+{CHEAP}")
     ran = run("transfer", "--dataset", TINY, *models, "--attack", "pgd:steps=2", "-n", "6", "-o", "t", "--json")
     assert ran.code == 0, ran.err

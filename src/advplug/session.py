@@ -14,6 +14,7 @@ from advplug.budgets import parse_budget
 from advplug.certificates import CertificatePlan, planned
 from advplug.defaults import CRAFTED_BY, OUTPUT, SPEC
 from advplug.errors import UsageError
+from advplug.executors import Placement, started
 from advplug.matrix import THREAT_KEYS, Axes, Sweep, expand
 from advplug.parse import Reference, parse_reference, parse_stack, parse_victim
 from advplug.plans import Bound, VictimPlan, bind, bind_stack
@@ -48,6 +49,7 @@ class Request:
     offline: bool = False
     command: str = ""
     cache: Path | None = field(default=None)
+    placement: Placement = field(default_factory=Placement)
 
 
 def plan(request: Request) -> list[Sweep]:
@@ -111,6 +113,7 @@ def _demand_valid(request: Request) -> None:
         raise UsageError(f"audit cannot be '{request.audit}'; choose from none, quick, full")
     if not request.models:
         raise UsageError("there is no model to evaluate")
+    request.placement.check(request.device)
 
 
 def _axes(
@@ -201,25 +204,28 @@ def execute(
     from advplug.assemble import assemble
     from advplug.progress import Silent
     from advplug.recorded import stored
-    from advplug.runner import Options, Runner
+    from advplug.runner import Runner, limits
     from advplug.store import Store
+    from advplug.work import Options
 
     keep_freed_memory()
     options = Options(request.device, request.batch_size, request.audit, request.offline, request.cache)
+    progress = progress or Silent()
     with ExitStack() as stack:
+        # First, so that nothing is touched where it cannot be had.
+        asked = limits([*sweeps, *poisons])
+        executor = stack.enter_context(started(request.placement, options, registry(), asked, progress))
         folder = request.output or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="advplug-")))
         store = stack.enter_context(Store(folder, request.fresh))
         if spec is not None and request.output is not None:
             _write(spec, store.folder / SPEC)
         due = certificates(request, sweeps)
-        runner = Runner(
-            sweeps, store, registry(), options, progress or Silent(), certificates=due, poisonings=poisons,
-            allowance=allowance,
-        )  # fmt: skip
+        runner = Runner(sweeps, store, options, progress, certificates=due, poisonings=poisons, allowance=allowance)
         output = None if request.output is None else str(folder)
-        info = RunInfo(versions(), request.seeds[0], runner.device, request.command, output, request.seeds)
+        info = RunInfo(versions(), request.seeds[0], executor.device, request.command, output, request.seeds)
         try:
-            runner.run()
+            executor.run(runner)
+            runner.drop_crafted()
         finally:
             # Of an interrupted run too, what is finished can be read.
             info = replace(info, passes=runner.passes, seconds=runner.seconds)
