@@ -398,7 +398,7 @@ def test_calibration_is_bounded_cached_and_skipped_where_it_does_not_pay(monkeyp
         assert not precision.timings(net)
         monkeypatch.setattr(precision, "WORTH_SECONDS", 0.0)
         mode, runner = precision.choose(net, x, 10**6)
-        assert set(precision.timings(net)) <= {str(m) for m in (precision.PLAIN, *precision.CANDIDATES)}
+        assert set(precision.timings(net)) <= {str(m) for m in (precision.PLAIN, *precision.CANDIDATES)}  # no norms
         assert str(precision.PLAIN) in precision.timings(net)
         monkeypatch.setattr(precision, "_clock", lambda *a: pytest.fail("timed twice"))
         assert precision.choose(net, x, 10**6)[0] == mode
@@ -472,7 +472,7 @@ def test_a_compiler_that_fails_is_asked_once_and_does_no_harm(monkeypatch: pytes
     assert len(asked) == 1
 
 
-@pytest.mark.parametrize(("error", "asked"), [(0.3, True), (1.0, False)])
+@pytest.mark.parametrize(("error", "asked"), [(0.2, True), (1.0, False)])
 def test_reduced_precision_is_confirmed_where_the_lead_is_small(
     monkeypatch: pytest.MonkeyPatch, error: float, asked: bool
 ) -> None:
@@ -486,9 +486,8 @@ def test_reduced_precision_is_confirmed_where_the_lead_is_small(
     mode = precision.Mode(bfloat16=True)
     monkeypatch.setattr(precision, "choose", lambda *a: (mode, lambda x: logits(x, error)))
     batch = Batch(torch.full((6, 1, 2, 2), 0.55), torch.zeros(6, dtype=torch.long), torch.arange(6))
-    victim = Victim(Function(logits), 3)
     asked_about: list[int] = []
-    monkeypatch.setattr(Victim, "decide", lambda self, x, f=Victim.decide: asked_about.append(len(x)) or f(self, x))
+    victim = Victim(Function(lambda x: asked_about.append(len(x)) or logits(x)), 3)
     out = gradient.pgd(steps=8, random_start=False)(victim, batch, threat(0.1), stream())
     assert bool(asked_about) is asked
     assert out.trace.any_iterate.tolist() == [not asked] * 6

@@ -27,7 +27,7 @@ from advplug.contracts import Batch, Crafted, Threat
 from advplug.rng import Stream
 from advplug.victim import Victim, decide_padded, input_gradient, parts_of
 
-LAST_SHARE = 0.25
+LAST_SHARE = 0.1
 """The share of steps, at least 2, that survivors of reduced precision take in float32."""
 
 
@@ -104,6 +104,7 @@ class _Run:
         self.goals = self.wanted
         self.mode = precision.PLAIN
         self.runner: precision.Runner | None = None
+        self.exact: precision.Runner | None = None
 
     def _rule(self) -> StepRule:
         attack = self.attack
@@ -155,9 +156,9 @@ class _Run:
         if switch == self.steps:
             self._pool(rows, [], self.steps, self.runner, self.proxy)
             return
+        self.exact = precision.runner(self.victim.module, replace(self.mode, bfloat16=False))
         parked = self._pool(rows, [], switch, self.runner, True)
-        plain = replace(self.mode, bfloat16=False)
-        self._pool(rows[:0], parked, self.steps, precision.runner(self.victim.module, plain), self.proxy)
+        self._pool(rows[:0], parked, self.steps, self.exact, self.proxy)
 
     def _pool(
         self,
@@ -288,7 +289,13 @@ class _Run:
             return fooled
         some = slots.pick(rows)
         agreed = fooled & clear
-        agreed[rows] = decide_padded(self.victim, some.x).fooled(some.y, some.target).cpu()
+        if self.proxy or self.noisy:
+            agreed[rows] = decide_padded(self.victim, some.x).fooled(some.y, some.target).cpu()
+        else:
+            # The attacked view is the deployed system, but for the precision.
+            reduced, self.victim.run_attack_pass = self.victim.run_attack_pass, self.exact
+            agreed[rows] = self._read(some, gradient=False).fooled
+            self.victim.run_attack_pass = reduced
         return agreed
 
     def _record(self, slots: Slots, seen: Reading, confirm: bool) -> Tensor:

@@ -1,4 +1,5 @@
-"""How attack passes run: float32 or bfloat16 autocast, contiguous or channels-last, eager or compiled.
+"""How attack passes run: float32 or bfloat16 autocast, contiguous or channels-last, batch norms folded or not, eager or
+compiled.
 
 Nothing is assumed: a short timing of one forward pass with its input gradient decides, once a module.
 bfloat16 is several times faster for convolutional nets on CPUs that have it, and several times slower
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from advplug.attacks.folding import folded, last_fold
 from advplug.victim import input_gradient
 
 log = logging.getLogger(__name__)
@@ -44,15 +46,18 @@ class Mode:
 
     bfloat16: bool = False
     channels_last: bool = False
+    folded: bool = False
     compiled: bool = False
 
     def __str__(self) -> str:
         layout = "channels_last" if self.channels_last else "contiguous"
-        return ("bf16+" if self.bfloat16 else "float32+") + layout + ("+compiled" if self.compiled else "")
+        more = ("+folded" if self.folded else "") + ("+compiled" if self.compiled else "")
+        return ("bf16+" if self.bfloat16 else "float32+") + layout + more
 
 
 PLAIN = Mode()
 CANDIDATES = (Mode(channels_last=True), Mode(bfloat16=True, channels_last=True), Mode(bfloat16=True))
+"""Tried beside the module as it is; where batch norms can be folded they are, in each of these."""
 
 
 @dataclass
@@ -76,7 +81,12 @@ def runner(module: nn.Module, mode: Mode) -> Runner | None:
     """What stands in for the module under `mode`; None for the module itself. The result is float32."""
     if mode == PLAIN:
         return None
-    return _Pass(module, mode)
+    return _Pass(_stand_in(module, mode), mode)
+
+
+def _stand_in(module: nn.Module, mode: Mode) -> nn.Module:
+    found = last_fold(module) if mode.folded else None
+    return module if found is None else found
 
 
 @dataclass(frozen=True)
@@ -118,12 +128,15 @@ def choose(module: nn.Module, x: Tensor, passes: int) -> tuple[Mode, Runner | No
     if known.mode is None:
         known.mode = _calibrate(module, x, known)
         log.info("attack passes run as %s (%s)", known.mode, known.timings)
+    elif known.mode.folded:
+        folded(module, x)  # anew, where the weights have changed
     if known.spent > COMPILE_AFTER and not known.tried_compiling:
         known.tried_compiling = True
         _try_compile(module, x, known.mode, known.timings)
-    if id(module) in _COMPILED:
+    stand_in = _stand_in(module, known.mode)
+    if id(stand_in) in _COMPILED:
         mode = replace(known.mode, compiled=True)
-        return mode, _Pass(module, mode, _COMPILED[id(module)])
+        return mode, _Pass(stand_in, mode, _COMPILED[id(stand_in)])
     return known.mode, runner(module, known.mode)
 
 
@@ -152,8 +165,10 @@ def _calibrate(module: nn.Module, x: Tensor, known: _Known) -> Mode:
     began = time.perf_counter()
     assert known.seconds is not None
     allowed = min(CALIBRATION_SECONDS, WORTH_SHARE * known.planned)
-    # Three passes each of the plain way and three others, with half of the time in reserve.
-    fits = int(0.5 * allowed / (12 * max(known.seconds, 1e-7)))
+    fold = folded(module, x) is not None
+    candidates = [replace(mode, folded=fold) for mode in ((PLAIN, *CANDIDATES) if fold else CANDIDATES)]
+    # Three passes each of the plain way and the others, with half of the time in reserve.
+    fits = int(0.5 * allowed / (3 * (1 + len(candidates)) * max(known.seconds, 1e-7)))
     probe = x[: max(1, min(fits, len(x)))]
 
     def left() -> float:
@@ -162,8 +177,8 @@ def _calibrate(module: nn.Module, x: Tensor, known: _Known) -> Mode:
     plain = _time(module, PLAIN, probe, repeats=2, warm=False)
     known.timings[str(PLAIN)] = plain
     best, best_seconds = PLAIN, plain
-    for mode in CANDIDATES:
-        slow = mode.bfloat16 and not mode.channels_last and _hopeless(known, plain)
+    for mode in candidates:
+        slow = mode.bfloat16 and not mode.channels_last and _hopeless(known, mode, plain)
         if slow or left() < 3 * plain * len(probe):
             continue
         try:
@@ -178,9 +193,9 @@ def _calibrate(module: nn.Module, x: Tensor, known: _Known) -> Mode:
     return best
 
 
-def _hopeless(known: _Known, plain: float) -> bool:
+def _hopeless(known: _Known, mode: Mode, plain: float) -> bool:
     """Whether bfloat16 in the other layout was so slow that this one need not be tried."""
-    other = known.timings.get(str(Mode(bfloat16=True, channels_last=True)))
+    other = known.timings.get(str(replace(mode, channels_last=True)))
     return other is not None and other > plain
 
 
@@ -211,8 +226,9 @@ def _try_compile(module: nn.Module, x: Tensor, mode: Mode, timings: dict[str, fl
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            compiled: Runner = torch.compile(module, dynamic=True)
-            eager, swift = _Pass(module, mode), _Pass(module, mode, compiled)
+            stand_in = _stand_in(module, mode)
+            compiled: Runner = torch.compile(stand_in, dynamic=True)
+            eager, swift = _Pass(stand_in, mode), _Pass(stand_in, mode, compiled)
             for rows in (x, x[: max(SMALLEST_COMPILED, len(x) // 2)], x):
                 _clock(swift, rows)
             gain = min(_clock(eager, x) for _ in range(3)) / min(_clock(swift, x) for _ in range(3))
@@ -223,7 +239,7 @@ def _try_compile(module: nn.Module, x: Tensor, mode: Mode, timings: dict[str, fl
     log.info("compiled passes are %.2f times as fast", gain)
     if gain >= GAIN_COMPILED:
         _COMPILED.clear()
-        _COMPILED[id(module)] = compiled
+        _COMPILED[id(stand_in)] = compiled
 
 
 def _clock(run: Runner, x: Tensor) -> float:
