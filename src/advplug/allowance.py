@@ -76,8 +76,11 @@ def informative(sweeps: Sequence[Sweep]) -> list[Sweep]:
     def worth(sweep: Sweep) -> tuple[bool, int]:
         return sweep.attack.caps.strength < Strength.ITERATIVE, cost_of(sweep).passes
 
-    rounds = {s.key: place for own in by_victim.values() for place, s in enumerate(sorted(own, key=worth))}
-    # Images crafted on the undefended model are judged on the others, so it comes first; order is kept otherwise.
-    return sorted(
-        sweeps, key=lambda s: (seeds.index(s.victim.seed), rounds[s.key], bool(s.victim.defense))
-    )  # fmt: skip
+    place = {s.key: n for own in by_victim.values() for n, s in enumerate(sorted(own, key=worth))}
+
+    def turn(sweep: Sweep) -> tuple[int, int, bool]:
+        # Images crafted on the undefended model are judged on the others, so it comes first.
+        base = place.get(sweep.baseline.key, 0) if sweep.baseline else 0
+        return seeds.index(sweep.victim.seed), max(place[sweep.key], base), bool(sweep.victim.defense)
+
+    return sorted(sweeps, key=turn)

@@ -198,7 +198,7 @@ def schema(what: str) -> None:
     import json
 
     if what == "matrix":
-        from advplug.study import json_schema
+        from advplug.study_schema import json_schema
     else:
         from advplug.results import json_schema
 

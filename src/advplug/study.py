@@ -1,6 +1,6 @@
 """A matrix written as a file: its keys and what they take, read with the line of every mistake.
 
-The models below are the one description of the format: reading, `advplug schema matrix` and `spec.yaml` follow them.
+The models below are the one description of the format: reading, `study_schema` and `spec.yaml` follow them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from advplug.yaml_text import Node, Plain, read
 
 AXES = ("datasets", "models", "defenses", "attacks", "eps", "seeds")
 """Keys of what is crossed, of the whole file and of each block of `include`."""
-_BARE_PARAMETER = re.compile(r"\s*[A-Za-z_][\w\-]*\s*=")
+_BARE_PARAMETER = re.compile(r"^\s*[A-Za-z_][\w\-]*\s*=")
 
 
 # --- values ---
@@ -125,12 +125,35 @@ def _listed_by_commas(value: Any) -> Any:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) and "," in value else _listed(value)
 
 
+_SCALAR: dict[str, Any] = {"type": ["string", "number", "boolean"]}
 _REFERENCE: dict[str, Any] = {
-    "anyOf": [{"type": "string"}, {"type": "object", "minProperties": 1, "maxProperties": 1}],
+    "anyOf": [
+        {"type": "string", "minLength": 1, "not": {"pattern": _BARE_PARAMETER.pattern}},
+        {
+            "type": "object",
+            "minProperties": 1,
+            "maxProperties": 1,
+            "additionalProperties": {
+                "anyOf": [
+                    _SCALAR,
+                    {
+                        "type": "object",
+                        "additionalProperties": {"anyOf": [_SCALAR, {"type": "array", "items": _SCALAR}]},
+                    },
+                ]
+            },
+        },
+    ],
     "description": "a reference as on the command line, pgd:steps=40, or {pgd: {steps: 40}}, or the name of a variant",
 }
-_BUDGET = {"type": ["string", "number"], "description": "a radius like 8/255, 0.1 or l2:0.5"}
-_SEED = {"type": "integer", "minimum": 0}
+_RADIUS = r"\s*([A-Za-z]\w*\s*:)?\s*\+?[0-9.][0-9.eE+_\-]*(\s*/\s*[0-9.eE+_\-]+)?\s*"
+_BUDGET: dict[str, Any] = {
+    "anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": f"^{_RADIUS}(,{_RADIUS})*$"}],
+    "description": "a radius like 8/255, 0.1 or l2:0.5",
+}
+_SEED: dict[str, Any] = {
+    "anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": r"^\s*[0-9]+(\s*,\s*[0-9]+)*\s*$"}]
+}
 
 
 def _either(item: Mapping[str, Any]) -> WithJsonSchema:
@@ -173,7 +196,7 @@ class Block(BaseModel):
 class Exclude(BaseModel):
     """Cells that are left out: those that match every key given, by name, as a whole or by pattern (* and ?)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"minProperties": 1})
 
     dataset: _Pattern | None = None
     model: _Pattern | None = None
@@ -209,19 +232,12 @@ class Matrix(Block):
     certify: Switch = Field(True, description="whether defenses that prove their answers are asked to")
 
 
-class _File(Matrix):
+class File(Matrix):
     """A matrix file as an editor should know it."""
 
     scales: dict[str, Matrix] = Field(
         {}, description="keys that --scale NAME puts in place of those above or beside them"
     )
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON Schema of a matrix file, for editors."""
-    schema = _File.model_json_schema()
-    schema.pop("description", None)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "advplug matrix"}
 
 
 # --- reading ---
@@ -312,10 +328,11 @@ def _told(error: ErrorDetails) -> str:
     if error["type"] == "extra_forbidden":
         inside = next((str(part) for part in loc[:-1] if part in ("include", "exclude")), "")
         models: dict[str, type[BaseModel]] = {"include": Block, "exclude": Exclude}
-        known = models.get(inside, _File).model_fields
+        known = models.get(inside, File).model_fields
         return f"unknown key '{key}'{did_you_mean(key, known) or '; keys are ' + ', '.join(known)}"
     if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
+        named = next((str(part) for part in reversed(loc) if isinstance(part, str)), "")
+        return re.sub("^this is ", f"'{named}' is ", str(error["ctx"]["error"]))
     if error["type"] in ("dict_type", "model_type", "model_attributes_type"):
         what = next(str(part) for part in reversed(loc) if isinstance(part, str))
         return f"'{what}' takes KEY: VALUE, got {_shown(error['input'])}"

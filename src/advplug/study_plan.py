@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from fractions import Fraction
@@ -66,7 +67,7 @@ def plan_file(path: Path, base: Request, scale: str | None = None, flags: Flags 
     poisons: list[PoisonPlan] = []
     notes = []
     if matrix.models:
-        with _told(str(path)):
+        with _planned(loaded, (), loaded.matrix, flags):
             sweeps, poisons = plan_all(_request(matrix, matrix, request))
         for position, entry in enumerate(matrix.exclude):
             before = sum(len(s.budgets) for s in sweeps) + len(poisons)
@@ -75,7 +76,7 @@ def plan_file(path: Path, base: Request, scale: str | None = None, flags: Flags 
             if sum(len(s.budgets) for s in sweeps) + len(poisons) == before:
                 notes.append(f"{loaded.where('exclude', position)}: this excludes nothing")
     for position, block in enumerate(matrix.include):
-        with _told(loaded.where("include", position)):
+        with _planned(loaded, ("include", position), loaded.matrix.include[position], flags):
             more, others = plan_all(_request(matrix, block, request))
         sweeps, poisons = [*sweeps, *more], [*poisons, *others]
     unique = list({s.key: s for s in reversed(sweeps)}.values())[::-1]
@@ -85,17 +86,42 @@ def plan_file(path: Path, base: Request, scale: str | None = None, flags: Flags 
     return Planned(request, matrix, _by_victim(unique), attacked, tuple(notes))
 
 
-class _told:  # noqa: N801 - a context manager
+@contextmanager
+def _told(where: str) -> Iterator[None]:
     """Puts the place in a file before what is wrong there."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
 
-    def __init__(self, where: str) -> None:
-        self.where = where
 
-    def __enter__(self) -> None: ...
+@contextmanager
+def _planned(loaded: Loaded, path: tuple[int | str, ...], block: Block, flags: Flags) -> Iterator[None]:
+    """Likewise for what is wrong with a block's axes together: the line of the value that is named, if it is one's."""
+    try:
+        yield
+    except UsageError as error:
+        text = str(error)
+        path = (*path, *_named(text, loaded.matrix.variants, block, flags))
+        for option, words in _WORDS.items():
+            text = text.replace(option, words)
+        where = loaded.where(*path) if path else str(loaded.path)
+        raise UsageError(f"{where}: {text}") from error
 
-    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
-        if isinstance(error, UsageError):
-            raise UsageError(f"{self.where}: {error}") from error
+
+def _named(text: str, variants: Mapping[str, str], block: Block, flags: Flags) -> tuple[int | str, ...]:
+    """Where the budget or attack stands that a message begins with; nowhere if a flag replaced it."""
+    for position, value in enumerate(() if flags.axes.get("eps") else block.eps or ()):
+        if text.startswith(f"eps '{parse_budget(value)}'"):
+            return "eps", position
+    for position, value in enumerate(() if flags.axes.get("attacks") else block.attacks or ()):
+        if text.startswith(f"{parse_reference(spelled(value, variants))}:"):
+            return "attacks", position
+    return ()
+
+
+_WORDS = {"of the -e axis": "of 'eps'", "like -e ": "like ", "repeat -a for another": "write another attack"}
+"""What messages say of options, in words of a file."""
 
 
 def _request(matrix: Matrix, block: Block, base: Request) -> Request:

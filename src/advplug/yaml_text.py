@@ -69,9 +69,11 @@ def parse(text: str, name: str) -> Node:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark else ""
-        raise UsageError(f"{name}{line}: {_told(error)}") from error
+        open_ended = "end of stream" in (error.problem or "") or "<stream end>" in (error.problem or "")
+        mark = (error.context_mark if open_ended else None) or error.problem_mark or error.context_mark
+        last = text.rstrip().count("\n")
+        line = f":{min(mark.line, last) + 1}" if mark else ""
+        raise UsageError(f"{name}{line}: {_told(error, open_ended)}") from error
     except yaml.YAMLError as error:  # a character that no file may hold
         raise UsageError(f"{name}: {' '.join(str(error).split())}") from error
     except RecursionError:
@@ -81,12 +83,16 @@ def parse(text: str, name: str) -> Node:
     return _Reader(name).node(root, ())
 
 
-def _told(error: Any) -> str:
+def _told(error: Any, open_ended: bool) -> str:
     problem = error.problem or error.context or "it is no YAML"
     if "'\\t'" in problem:
         return "a tab stands where YAML wants spaces; indent with spaces"
     if "mapping values are not allowed" in problem:
-        return "a ': ' stands where no key can; write the value after it without the space, or in quotes"
+        return "a ': ' stands where no key can; look at the indentation, or put a value that holds ': ' in quotes"
+    if "another document" in problem:
+        return "'---' begins a second document; a matrix file holds one"
+    if open_ended:
+        return "a quote is not closed" if "scalar" in (error.context or "") else "a bracket is not closed"
     return f"this is no YAML: {problem}"
 
 
