@@ -99,6 +99,7 @@ class Grid:
     open: bool = False
     small: tuple[str, ...] = ()
     heading: str = "true class"
+    table: Table | None = None
 
     @property
     def width(self) -> int:
