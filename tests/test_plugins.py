@@ -89,6 +89,7 @@ def test_it_is_listed_with_its_parameters(example_site: Path) -> None:
         "model": ["example-linear"],
         "dataset": ["example-bars"],
         "metric": ["example-weakest-class"],
+        "tracker": ["example-count"],
     }
     assert all(e["summary"] and e["caps"] is not None for e in mine)
     described = advplug("info", "defense", "example-quantise", site=example_site)
@@ -112,8 +113,10 @@ def test_it_runs(example_site: Path, tmp_path: Path) -> None:
     done = advplug("eval", "--dataset", "example-bars", "-m", "example-linear", "-a", "example-noise",
                    "-a", transfer, "-d", "example-quantise:bits=3", "-d", "example-gaussian", "-d",
                    "example-thin+example-smooth-labels", "-e", "1/5", "-n", "40", "--audit", "none", "--json", "-q",
+                   "--track", f"example-count:file={tmp_path / 'counts'}",
                    "-o", str(tmp_path / "out"), site=example_site)  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert (tmp_path / "counts").read_text() == "8 cells, result.json, report.html\n"
     cells = json.loads(done.stdout)["cells"]
     assert {c["status"] for c in cells} == {"ok"}
     assert len(cells) == 8

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from advplug import hooks
-from advplug.contracts import Access, AttackCaps, DatasetCaps, DefenseCaps, MetricCaps, ModelCaps, Spec
+from advplug.contracts import Access, AttackCaps, DatasetCaps, DefenseCaps, MetricCaps, ModelCaps, Spec, TrackerCaps
 from advplug.errors import PluginError, UnknownNameError, UsageError
 from advplug.hooks import hookimpl
 from advplug.parse import VictimRef, parse_reference, parse_victim
@@ -24,6 +24,7 @@ CAPS: dict[str, Any] = {
     "model": ModelCaps(),
     "dataset": DatasetCaps(),
     "metric": MetricCaps(("value",)),
+    "tracker": TrackerCaps(),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -9,6 +10,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from advplug import tracking
+from advplug.contracts import Tracker
 from advplug.errors import UsageError
 from advplug.plans import Bound
 from advplug.results import RunResult
@@ -39,6 +42,7 @@ def evaluate(
     batch_size: int = 128,
     audit: Literal["none", "quick", "full"] = "quick",
     offline: bool = False,
+    track: str | Tracker | Sequence[str | Tracker] = (),
     progress: Progress | None = None,
 ) -> RunResult:
     """Evaluates models under attack, with and without defenses; the same as `advplug eval`.
@@ -56,6 +60,8 @@ def evaluate(
         n: how many test images; a fixed random subset.
         seed: of training and attacks; several are an axis.
         output: folder to keep results in and resume from; None keeps nothing.
+        track: trackers that get the finished result, such as `"mlflow"`, or functions of your own (see
+            `advplug.contracts.Tracker`). One that fails is logged as a warning; the result is returned all the same.
         audit: `"quick"` checks the evaluation's health on 64 images, `"full"` on all, `"none"` not at all.
 
     Returns:
@@ -82,8 +88,21 @@ def evaluate(
         command="advplug.evaluate",
     )
     sweeps, poisons = plan_all(request)
+    ready = _trackers(_listed(track))
     spec = spec_of(request) if request.output is not None else None
-    return execute(request, sweeps, progress, poisons, spec)
+    result = execute(request, sweeps, progress, poisons, spec)
+    for told in tracking.track(result, ready):
+        logging.getLogger("advplug").log(logging.INFO if told.ok else logging.WARNING, told.text)
+    return result
+
+
+def _trackers(given: Sequence[Any]) -> list[tuple[str, Tracker]]:
+    """By name, whether registered or functions. Raises UsageError."""
+    own = [(tracking.named(t), t) for t in given if not isinstance(t, str)]
+    for name, tracker in own:
+        if not callable(tracker):
+            raise UsageError(f"a tracker is a reference such as 'mlflow' or a function, got {name}")
+    return [*tracking.made(tracking.trackers([t for t in given if isinstance(t, str)])), *own]
 
 
 def _listed(value: Any) -> list[Any]:

@@ -64,6 +64,8 @@ _RUN = (
     click.option("--batch-size", type=int, default=128, show_default=True,
                  help="Images per pass; halved by itself when memory runs out."),
     click.option("--offline", is_flag=True, help="Never touch the network."),
+    click.option("--track", "tracks", multiple=True, metavar="TRACKER",
+                 help="Hand the finished run to a tracker, like mlflow or jsonl:FILE (advplug list trackers)."),
     click.option("-q", "--quiet", is_flag=True, help="No progress and no notes on standard error."),
     click.option("-v", "--verbose", is_flag=True, help="Log what happens, and show warnings of libraries."),
 )  # fmt: skip
@@ -143,24 +145,28 @@ def _run(
     quiet: bool,
     verbose: bool,
     skip_bad: bool,
+    tracks: tuple[str, ...],
     keeps_spec: bool = False,
     **given: Any,
 ) -> None:
     from advplug.errors import CellFailure
     from advplug.session import Request, certificates, execute
     from advplug.skipping import all_skipping
+    from advplug.tracking import made, trackers
 
     if skip_bad:
         given["datasets"] = all_skipping(given["datasets"])
     request = Request(output=output, command=command_line(), **given)
+    asked = trackers(tracks)
     sweeps, poisons = plan(request)
     if dry_run:
         _print_plan(sweeps, certificates(request, sweeps), poisons, request, as_json)
         return
-    from advplug.console import console_progress, quieten
+    from advplug.console import console_progress, hand_over, quieten
     from advplug.study_plan import spec_of
 
     quieten(verbose)
+    ready = made(asked)
     spec = spec_of(request) if keeps_spec else None
     with console_progress(quiet) as progress:
         try:
@@ -170,6 +176,7 @@ def _run(
                 f"interrupted: finished cells are kept in {output}; to go on: {request.command}"
             ) from None
     show(result, as_json, quiet)
+    hand_over(result, ready, quiet)
     if result.failed:
         raise CellFailure(f"{len(result.failed)} of {len(result.done)} cells failed: {result.failed[0].reason}")
 
@@ -230,7 +237,7 @@ def poison(
 @click.argument("kind", required=False, metavar="[KIND]")
 @click.option("--json", "as_json", is_flag=True, help="Print a list of objects, parameters included.")
 def list_plugins(kind: str | None, as_json: bool) -> None:
-    """List attacks, defenses, models, datasets or metrics."""
+    """List attacks, defenses, models, datasets, metrics or trackers."""
     from advplug.catalogue import listing, listing_json
     from advplug.registry import registry, reject_unknown_kind
 

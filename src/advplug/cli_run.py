@@ -54,6 +54,7 @@ class Interrupted(Exception):  # noqa: N818 - not an error
 @click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="As of eval.")
 @click.option("--batch-size", type=int, default=128, show_default=True, help="As of eval.")
 @click.option("--offline", is_flag=True, help="Never touch the network.")
+@click.option("--track", "tracks", multiple=True, metavar="TRACKER", help="Hand the run to a tracker, as of eval.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no notes on standard error.")
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens, and show warnings of libraries.")
 def run(
@@ -71,6 +72,7 @@ def run(
     device: str,
     batch_size: int,
     offline: bool,
+    tracks: tuple[str, ...],
     **given: Any,
 ) -> None:  # fmt: skip
     """Run a matrix file: every dataset, model, defense, attack, budget and seed of it.
@@ -80,7 +82,9 @@ def run(
     from advplug.allowance import Allowance, parse_duration, parse_passes
     from advplug.session import Request
     from advplug.study_plan import plan_file
+    from advplug.tracking import trackers
 
+    asked = trackers(tracks)
     allowance = Allowance(
         parse_duration(budget) if budget is not None else None,
         parse_passes(max_passes) if max_passes is not None else None,
@@ -98,7 +102,7 @@ def run(
     if dry_run:
         _forecast(planned, calibrate, as_json, verbose)
     else:
-        _execute(planned, allowance, as_json, quiet, verbose)
+        _execute(planned, allowance, asked, as_json, quiet, verbose)
 
 
 def _folder(matrix: Path, scale: str | None) -> Path:
@@ -151,13 +155,15 @@ def _keys(planned: Planned) -> list[str]:
     return [*cells, *proofs, *(p.key for p in planned.poisons)]
 
 
-def _execute(planned: Planned, allowance: Any, as_json: bool, quiet: bool, verbose: bool) -> None:
-    from advplug.console import console_progress, quieten, show
+def _execute(planned: Planned, allowance: Any, asked: list[Any], as_json: bool, quiet: bool, verbose: bool) -> None:
+    from advplug.console import console_progress, hand_over, quieten, show
     from advplug.errors import CellFailure
     from advplug.session import execute
     from advplug.status import pending
     from advplug.study_plan import spec_text
+    from advplug.tracking import made
 
+    ready = made(asked)
     request, keys = planned.request, _keys(planned)
     quieten(verbose)
     with console_progress(quiet) as progress:
@@ -176,6 +182,7 @@ def _execute(planned: Planned, allowance: Any, as_json: bool, quiet: bool, verbo
         # Beside a table it is part of what is told; beside JSON nothing may be.
         line = f"{left} of {len(set(keys))} cells pending; run the same command to go on"
         click.echo(line, err=as_json)
+    hand_over(result, ready, quiet)
     if result.failed:
         raise CellFailure(f"{len(result.failed)} of {len(result.done)} cells failed: {result.failed[0].reason}")
 

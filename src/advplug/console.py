@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from advplug.progress import duration
 from advplug.results import RunResult
 
 if TYPE_CHECKING:
+    from advplug.contracts import Tracker
     from advplug.progress import Progress
 
 
@@ -80,6 +81,15 @@ class _Lines:
         left = f", about {duration(self._left)} left" if self._left is not None else ""
         parts = (self._cells + left, self._stage + at)
         self.note("; ".join(part for part in parts if part))
+
+
+def hand_over(result: RunResult, ready: Sequence[tuple[str, Tracker]], quiet: bool) -> None:
+    """Gives the result to its trackers and tells, on standard error, where it is and which of them failed."""
+    from advplug.tracking import track
+
+    for told in track(result, ready):
+        if not (told.ok and quiet):
+            click.echo(told.text, err=True)
 
 
 def show_transfer(result: RunResult, as_json: bool, quiet: bool) -> None:

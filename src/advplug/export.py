@@ -86,10 +86,10 @@ def flat(folder: Path, result: RunResult, part: str) -> list[Row]:
     Raises UsageError for an unknown part.
     """
     makers: dict[str, Callable[[], Iterable[Row]]] = {
-        "cells": lambda: map(_flat, result.cells),
-        "threats": lambda: map(_flat, result.threats),
+        "cells": lambda: map(row_of, result.cells),
+        "threats": lambda: map(row_of, result.threats),
         "certificates": lambda: (row for c in result.certificates for row in _certified(c)),
-        "poisonings": lambda: map(_flat, result.poisonings),
+        "poisonings": lambda: map(row_of, result.poisonings),
         "images": lambda: (row for cell, evidence in observed(folder) for row in _images(cell, evidence)),
     }
     if part not in makers:
@@ -99,8 +99,11 @@ def flat(folder: Path, result: RunResult, part: str) -> list[Row]:
     return [{name: row.get(name) for name in columns} for row in rows]
 
 
-def _flat(item: Cell | ThreatRow | Certificate | Poisoning) -> Row:
-    """One row; estimates take four columns, what an object holds one each. Provenance is in the JSON only."""
+def row_of(item: Cell | ThreatRow | Certificate | Poisoning) -> Row:
+    """Text, numbers, booleans and None by column: an estimate takes four, what an object holds one each.
+
+    Provenance is in the JSON only.
+    """
     row: Row = {}
     for field in fields(item):
         name, value = field.name, getattr(item, field.name)
@@ -142,7 +145,7 @@ def _estimate(name: str, e: Estimate | None) -> Row:
 
 def _certified(made: Certificate) -> Iterable[Row]:
     """A row a radius; one without where nothing was proven."""
-    whole = {k: v for k, v in _flat(made).items() if k != "certified_accuracy"}
+    whole = {k: v for k, v in row_of(made).items() if k != "certified_accuracy"}
     for at in made.certified_accuracy or (None,):
         radius: Row = {"radius": at.radius if at else None, "radius_value": float(Fraction(at.radius)) if at else None}
         for name in ("certified_accuracy", "worst_case_accuracy"):

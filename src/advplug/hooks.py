@@ -34,6 +34,10 @@ class Hooks:
     def advplug_metrics(self) -> list[Spec]:  # type: ignore[empty-body]
         """Metrics. A factory returns a `Metric`; caps are `MetricCaps`."""
 
+    @hookspec
+    def advplug_trackers(self) -> list[Spec]:  # type: ignore[empty-body]
+        """Trackers. A factory returns a `Tracker`; caps are `TrackerCaps`."""
+
 
 KINDS = {
     "attack": "advplug_attacks",
@@ -41,4 +45,5 @@ KINDS = {
     "model": "advplug_models",
     "dataset": "advplug_datasets",
     "metric": "advplug_metrics",
+    "tracker": "advplug_trackers",
 }

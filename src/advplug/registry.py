@@ -25,6 +25,7 @@ CAPS: dict[str, tuple[type[contracts.Caps], ...]] = {
     "model": (contracts.ModelCaps,),
     "dataset": (contracts.DatasetCaps,),
     "metric": (contracts.MetricCaps,),
+    "tracker": (contracts.TrackerCaps,),
 }
 
 RESERVED = frozenset({"none", "model"})  # the empty stack; the attacked model inside a reference

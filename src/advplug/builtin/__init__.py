@@ -54,3 +54,10 @@ def advplug_metrics() -> list[Spec]:
     from advplug.builtin import metrics
 
     return metrics.METRICS
+
+
+@hookimpl
+def advplug_trackers() -> list[Spec]:
+    from advplug.builtin import trackers
+
+    return trackers.TRACKERS

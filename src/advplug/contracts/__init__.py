@@ -50,6 +50,7 @@ from advplug.contracts.specs import (
     ModelCaps,
     PoisonCaps,
     Spec,
+    TrackerCaps,
 )
 from advplug.contracts.threats import (
     Access,
@@ -60,6 +61,9 @@ from advplug.contracts.threats import (
     Targeted,
     Threat,
     Untargeted,
+)
+from advplug.contracts.trackers import (
+    Tracker,
 )
 from advplug.params import (
     Param,
@@ -123,6 +127,8 @@ __all__ = [
     "TextScorer",
     "Threat",
     "Trace",
+    "Tracker",
+    "TrackerCaps",
     "TrainingData",
     "Trigger",
     "Tune",

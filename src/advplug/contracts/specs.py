@@ -111,7 +111,12 @@ class MetricCaps:
     shown: tuple[tuple[str, str], ...] = ()
 
 
-Caps: TypeAlias = AttackCaps | PoisonCaps | DefenseCaps | ModelCaps | DatasetCaps | MetricCaps
+@dataclass(frozen=True)
+class TrackerCaps:
+    """Nothing that the core has to know of a tracker."""
+
+
+Caps: TypeAlias = AttackCaps | PoisonCaps | DefenseCaps | ModelCaps | DatasetCaps | MetricCaps | TrackerCaps
 
 
 @dataclass(frozen=True)

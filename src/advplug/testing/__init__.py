@@ -23,6 +23,7 @@ __all__ = [
     "check_metric",
     "check_model",
     "check_plugin",
+    "check_tracker",
 ]
 
 
@@ -68,6 +69,16 @@ def check_metric(name: str, **params: Any) -> list[Result]:
     from advplug.testing.metrics import metric_results
 
     return demand(f"metric '{name}'", metric_results(name, params))
+
+
+def check_tracker(name: str, /, **params: Any) -> list[Result]:
+    """A tracker, on results of every kind: it takes them, changes nothing, and says where they are in one line.
+
+    What it keeps stays where `params` have it kept, so let these name a place for tests. Raises AssertionError.
+    """
+    from advplug.testing.trackers import tracker_results
+
+    return demand(f"tracker '{name}'", tracker_results(name, params))
 
 
 def check_plugin(name: str) -> list[Result]:

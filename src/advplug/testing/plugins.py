@@ -53,6 +53,9 @@ def entry_results(entry: Entry) -> list[Result]:
     if required:
         call = f"advplug.testing.check_{entry.kind}('{entry.name}', {required[0]}=...)"
         return [*results, Result("behaviour", None, f"it needs {', '.join(required)}; call {call}")]
+    if entry.kind == "tracker":
+        call = f"advplug.testing.check_tracker('{entry.name}', ...)"
+        return [*results, Result("behaviour", None, f"it keeps what it gets; call {call} with a place for tests")]
     # The kit puts victims of its own in the place of those that a reference names.
     victims = {p.name: "cnn" for p in entry.params() if p.required}
     if entry.kind != "attack" and not victims:

@@ -14,6 +14,7 @@ from advplug.contracts import (
     ModelCaps,
     Spec,
     Strength,
+    TrackerCaps,
 )
 from advplug.hooks import hookimpl
 
@@ -57,3 +58,8 @@ def advplug_datasets() -> list[Spec]:
 def advplug_metrics() -> list[Spec]:
     caps = MetricCaps(("weakest_class_accuracy",))
     return [Spec("example-weakest-class", f"{HOME}.metrics:weakest_class", caps, "the class that is attacked best")]
+
+
+@hookimpl
+def advplug_trackers() -> list[Spec]:
+    return [Spec("example-count", f"{HOME}.trackers:count", TrackerCaps(), "writes down how many cells a run has")]
