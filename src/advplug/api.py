@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from advplug import tracking
 from advplug.contracts import Tracker
 from advplug.errors import UsageError
+from advplug.executors import Placement
 from advplug.plans import Bound
 from advplug.results import RunResult
 from advplug.session import Request, execute, plan_all
@@ -42,6 +43,10 @@ def evaluate(
     batch_size: int = 128,
     audit: Literal["none", "quick", "full"] = "quick",
     offline: bool = False,
+    executor: str = "in-process",
+    address: str | None = None,
+    gpus_per_cell: float | None = None,
+    cpus_per_cell: int | None = None,
     track: str | Tracker | Sequence[str | Tracker] = (),
     progress: Progress | None = None,
 ) -> RunResult:
@@ -60,6 +65,8 @@ def evaluate(
         n: how many test images; a fixed random subset.
         seed: of training and attacks; several are an axis.
         output: folder to keep results in and resume from; None keeps nothing.
+        executor: `"ray"` computes cells on a Ray cluster, the one at `address` (`"auto"`: this machine's) or one that
+            is started for the call; each cell takes `gpus_per_cell` of a GPU (0 to 1) and `cpus_per_cell` CPUs.
         track: trackers that get the finished result, such as `"mlflow"`, or functions of your own (see
             `advplug.contracts.Tracker`). One that fails is logged as a warning; the result is returned all the same.
         audit: `"quick"` checks the evaluation's health on 64 images, `"full"` on all, `"none"` not at all.
@@ -86,6 +93,7 @@ def evaluate(
         audit=audit,
         offline=offline,
         command="advplug.evaluate",
+        placement=Placement(executor, address, gpus_per_cell, cpus_per_cell),
     )
     sweeps, poisons = plan_all(request)
     ready = _trackers(_listed(track))

@@ -36,6 +36,8 @@ _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]*")
 _TENSORS, _STRUCTURE, _TRUSTED = "tensors/", "structure/", "trusted"
 _TEMPORARY, _SPOILED = ".part.", ".spoiled."
 _LOCKS = ".locks"
+_FILES = ("weights.safetensors", "meta.json")
+"""In the order of their writing."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,28 @@ class Artifacts:
         folder.mkdir()
         return folder
 
+    def packed(self, key: str) -> dict[str, bytes] | None:
+        """The files of an artifact by name, for another machine's cache; None where it is not there or is spoiled."""
+        folder = self.root / key
+        if self._find(key) is None:
+            return None
+        with self._explained():
+            return {name: (folder / name).read_bytes() for name in _FILES}
+
+    def add(self, key: str, files: Mapping[str, bytes]) -> bool:
+        """Stores what `packed` gave unless it is there; False where it was. They are verified when they are loaded."""
+        with self._explained():
+            lock = self._lock(key)
+            with lock:
+                if (self.root / key).is_dir():
+                    return False
+                self._place(key, files)
+                return True
+
+    def has(self, key: str) -> bool:
+        """Whether an artifact of that key is there, spoiled or not."""
+        return (self.root / key).is_dir()
+
     def ls(self) -> list[Stored]:
         """Everything stored, oldest first; what cannot be read is left out."""
         entries = []
@@ -180,17 +204,21 @@ class Artifacts:
         sha256 = hashlib.sha256(data).hexdigest()
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         meta = {"label": label, "bytes": len(data), "sha256": sha256, "made": now}
+        self._place(key, dict(zip(_FILES, (data, json.dumps(meta).encode()), strict=True)))
+        return replace(made, sha256=sha256)
+
+    def _place(self, key: str, files: Mapping[str, bytes]) -> None:
+        """Writes an artifact's files, whole or not at all; called by the holder of the key's lock."""
         part = self._aside(key, _TEMPORARY)
         try:
-            _write(part / "weights.safetensors", data)
-            _write(part / "meta.json", json.dumps(meta).encode())
+            for name in _FILES:
+                _write(part / name, files[name])
             _flush(part)
             os.rename(part, self.root / key)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
         _flush(self.root)
-        return replace(made, sha256=sha256)
 
     def _sweep(self, key: str) -> None:
         """Removes what killed processes left; called by the holder of the key's lock."""

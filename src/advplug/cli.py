@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
+from advplug.cli_executors import executor_options
 from advplug.cli_files import compare_runs, export_run, plot_run
 from advplug.cli_groups import cache, plugin
 from advplug.cli_report import report
@@ -86,6 +87,7 @@ _RUN = (
                  help="Draw accuracy along the budgets, or along the number in which defenses differ (svg, png, pdf)."),
     *_RUN,
 )  # fmt: skip
+@executor_options
 def evaluate(no_baseline: bool, plot: Path | None, **given: Any) -> None:
     """Evaluate models under attack, with and without defenses.
 
@@ -125,6 +127,7 @@ def evaluate(no_baseline: bool, plot: Path | None, **given: Any) -> None:
                  help="Attack that crafts the images."),
     *_RUN,
 )  # fmt: skip
+@executor_options
 def transfer(attack: str, **given: Any) -> None:
     """Craft on each model, judge on each: a matrix of robust accuracies.
 

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from advplug.cli_executors import executor_options
 from advplug.defaults import OUTPUT, SPEC
 
 if TYPE_CHECKING:
+    from advplug.executors import Placement
     from advplug.session import Request
     from advplug.study_plan import Flags, Planned
 
@@ -57,6 +59,7 @@ class Interrupted(Exception):  # noqa: N818 - not an error
 @click.option("--track", "tracks", multiple=True, metavar="TRACKER", help="Hand the run to a tracker, as of eval.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no notes on standard error.")
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens, and show warnings of libraries.")
+@executor_options
 def run(
     matrix: Path,
     scale: str | None,
@@ -73,6 +76,7 @@ def run(
     batch_size: int,
     offline: bool,
     tracks: tuple[str, ...],
+    placement: Placement,
     **given: Any,
 ) -> None:  # fmt: skip
     """Run a matrix file: every dataset, model, defense, attack, budget and seed of it.
@@ -91,7 +95,7 @@ def run(
     )
     base = Request(
         models=(), output=output or _folder(matrix, scale), fresh=fresh, device=device, batch_size=batch_size,
-        offline=offline, command=command_line(),
+        offline=offline, command=command_line(), placement=placement,
     )  # fmt: skip
     planned = plan_file(matrix, base, scale, _flags(**given))
     if calibrate and not dry_run:

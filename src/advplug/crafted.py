@@ -53,8 +53,14 @@ class CraftedWriter:
         return self._paths[eps].with_suffix(".partial")
 
 
+def crafted_files(folder: Path, sweep: str, budgets: tuple[Fraction, ...]) -> dict[Fraction, Path]:
+    """Where a sweep's images are, by budget; empty unless all of them are there."""
+    files = {eps: _path(folder, sweep, eps) for eps in budgets}
+    return files if all(file.is_file() for file in files.values()) else {}
+
+
 def has_crafted(folder: Path, sweep: str, budgets: tuple[Fraction, ...]) -> bool:
-    return all(_path(folder, sweep, eps).is_file() for eps in budgets)
+    return bool(crafted_files(folder, sweep, budgets))
 
 
 def read_crafted(folder: Path, sweep: str, eps: Fraction, start: int, stop: int) -> Tensor:

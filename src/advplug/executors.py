@@ -37,8 +37,8 @@ class Placement:
     def check(self, device: str) -> None:
         """Raises UsageError for what cannot be asked for, whatever the cluster."""
         if self.executor not in NAMES:
-            hint = did_you_mean(self.executor, NAMES)
-            raise UsageError(f"no executor is called '{self.executor}'{hint}; there are {' and '.join(NAMES)}")
+            hint = did_you_mean(self.executor, NAMES) or f"; there are {' and '.join(NAMES)}"
+            raise UsageError(f"no executor is called '{self.executor}'{hint}")
         given = {
             "--address": self.address,
             "--gpus-per-cell": self.gpus_per_cell,

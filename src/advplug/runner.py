@@ -6,22 +6,22 @@ import os
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
 
 from advplug.allowance import UNLIMITED, Allowance, informative
 from advplug.certificates import CertificatePlan, Proofs
 from advplug.crafted import has_crafted, read_crafted
 from advplug.errors import AdvplugError, CellFailure, UsageError
-from advplug.forecast import certificate_cost, cost_of
+from advplug.forecast import audit_cost, certificate_cost, cost_of, images_of
 from advplug.matrix import Sweep
 from advplug.perturbations import LP
 from advplug.poison_evidence import PoisonEvidence
 from advplug.poisonings import PoisonPlan
 from advplug.progress import Progress, Share, Silent, Tally
 from advplug.results import Certificate, Poisoning
+from advplug.samples import PoisonSample
 from advplug.store import Store, finished
 from advplug.work import Audited, AuditPlan, Job, Options, Outcome, Piece, Static, Swept, cell_of
 
@@ -153,6 +153,10 @@ class Runner:
         due |= {p.key: ([p.key], Share()) for p in self.poisonings if p.refused is None}
         status = finished(self.store.folder, [key for cells, _ in due.values() for key in cells])
         todo = {name: share for name, (cells, share) in due.items() if any(status.get(c) != "ok" for c in cells)}
+        for piece in self.pieces():
+            if isinstance(piece, AuditPlan) and any(sweep.key in todo for sweep, _ in piece.members):
+                images = images_of(piece.members[0][0])
+                todo[piece.key] = Share(0, audit_cost(piece.victim, piece.level, images, 1).passes)
         done = sum(share.cells for name, (_, share) in due.items() if name not in todo)
         return Tally(self.progress, todo, done, self.allowance.seconds)
 
@@ -231,11 +235,17 @@ class Runner:
 
     # --- what is stored ---
 
-    def _put(self, made: Certificate | Poisoning, proven: Proofs | PoisonEvidence | None = None) -> None:
-        put: Callable[[Any, bytes | None], None] = (
-            self.store.put_certificate if isinstance(made, Certificate) else self.store.put_poisoning
-        )
-        put(made, proven.to_bytes() if proven is not None else None)
+    def _put(
+        self,
+        made: Certificate | Poisoning,
+        proven: Proofs | PoisonEvidence | None = None,
+        sample: PoisonSample | None = None,
+    ) -> None:
+        evidence = proven.to_bytes() if proven is not None else None
+        if isinstance(made, Certificate):
+            self.store.put_certificate(made, evidence)
+        else:
+            self.store.put_poisoning(made, evidence, sample)
 
     def _fail(self, piece: Piece, error: AdvplugError) -> None:
         if os.environ.get("ADVPLUG_DEBUG"):

@@ -37,7 +37,7 @@ from advplug.progress import Progress
 from advplug.recorded import checked_values, finite, provenance
 from advplug.registry import Registry
 from advplug.results import Cell, Certificate, Passes, Poisoning, Seconds, Status
-from advplug.samples import Sample
+from advplug.samples import PoisonSample, Sample, poisons_sampled
 
 VICTIMS_KEPT = 3
 """Built victims held in memory: the baseline, the one at work, and one that an attack needs."""
@@ -119,7 +119,8 @@ class Audited:
     batch_dependent: bool | None
 
 
-Outcome = Swept | Audited | tuple[Certificate, Proofs] | tuple[Poisoning, PoisonEvidence] | AdvplugError
+Poisoned = tuple[Poisoning, PoisonEvidence, PoisonSample | None]
+Outcome = Swept | Audited | tuple[Certificate, Proofs] | Poisoned | AdvplugError
 """What came of a piece of work; an error where it failed."""
 Static = Callable[[Fraction, int, int], Tensor]
 """Images crafted on the baseline: at a budget, from one row to another."""
@@ -216,13 +217,13 @@ class Bench:
             self._seen[key] = found
         return found
 
-    def seen(self, plan: VictimPlan) -> tuple[Clean, bool | None] | None:
-        """What was seen of a victim without attack, where that is kept."""
-        return self._seen.get(plan.key)
+    def seen(self, plan: VictimPlan) -> dict[str, tuple[Clean, bool | None]]:
+        """What a victim answers without attack, by its key; empty where that is not kept."""
+        return {plan.key: self._seen[plan.key]} if plan.key in self._seen else {}
 
-    def know(self, plan: VictimPlan, seen: tuple[Clean, bool | None]) -> None:
+    def know(self, seen: Mapping[str, tuple[Clean, bool | None]]) -> None:
         """Takes another process's word for it."""
-        self._seen.setdefault(plan.key, seen)
+        self._seen |= {key: found for key, found in seen.items() if key not in self._seen}
 
     # --- sweeps ---
 
@@ -296,7 +297,7 @@ class Bench:
         )
         return made, proven.proofs
 
-    def _poisoned(self, plan: PoisonPlan) -> tuple[Poisoning, PoisonEvidence]:
+    def _poisoned(self, plan: PoisonPlan) -> Poisoned:
         clean = self.victim(plan.victim.clean)[0].victim
         built, _ = self.victim(plan.victim)
         self._progress.stage(f"{plan.attack.label}: judging {plan.victim.model.label} | {plan.victim.defense_label}", 0)
@@ -317,7 +318,7 @@ class Bench:
             provenance=provenance(plan.victim, built, evidence.index) | told,
             **plan.identity(),
         )
-        return made, evidence
+        return made, evidence, poisons_sampled(built.poisoned, built.split, evidence)
 
 
 def _titled(sweep: Sweep) -> str:
