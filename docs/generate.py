@@ -19,6 +19,7 @@ OURS = (
     "advplug-art",
     "advplug-autoattack",
     "advplug-clip",
+    "advplug-mlflow",
     "advplug-poisoning",
     "advplug-safeclip",
     "advplug-torchattacks",
