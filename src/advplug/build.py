@@ -133,7 +133,7 @@ class Builder:
         if plan.model.caps.modality == IMAGE_TEXT:
             model, split, columns = with_texts(model, split, plan.model.caps.task, len(info.classes))
             columns = replace(columns, readable=all(bound.caps.keeps_scores for bound in plan.defense))
-            notes += tuple(getattr(model, "notes", ()))
+        notes += _notes(model)
         stream = Stream(plan.seed, f"victim/{plan.key}")
         classes = len(info.classes) if columns is None else columns.classes
         victim = Victim(model, classes, (), self.device, stream, key=plan.key, columns=columns)
@@ -348,6 +348,12 @@ def _tell(facts: dict[str, Any], bound: Bound, told: Mapping[str, Any]) -> None:
     times = sum(name.partition(" #")[0] == bound.label for name in facts)
     if told:
         facts[f"{bound.label} #{times + 1}" if times else bound.label] = told
+
+
+def _notes(model: nn.Module) -> tuple[str, ...]:
+    """What a source says of the module that it built; a user's own attribute of that name may be anything."""
+    notes = getattr(model, "notes", ())
+    return notes if isinstance(notes, tuple) and all(isinstance(note, str) for note in notes) else ()
 
 
 def _stages(bound: Bound) -> Defense:

@@ -101,5 +101,8 @@ class ModelSource(Protocol):
         ...
 
     def build(self, info: DatasetInfo, offline: bool = False) -> nn.Module:
-        """A module from pixels in [0, 1] to logits (B, K); normalisation is inside."""
+        """A module from pixels in [0, 1] to logits (B, K); normalisation is inside.
+
+        An attribute `notes`, a tuple of sentences, is shown with the module's cells.
+        """
         ...

@@ -8,6 +8,7 @@ import shutil
 import urllib.error
 import urllib.request
 import uuid
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,41 +22,64 @@ WAIT = 15
 """Seconds after which a hub counts as out of reach."""
 
 
-def from_address(url: str, path: Path, name: str, offline: bool) -> Path:
+def from_address(url: str, path: Path, name: str, offline: bool, sha256: str | None = None) -> Path:
     """The file of `url`, which is kept at `path`; fetched where it is missing and `offline` allows.
 
-    Raises UsageError where it is not at hand, is no weights file, or is not the one that was recorded.
+    Raises UsageError where it is not at hand, is no whole weights file, or is not the one that was recorded or is asked
+    for by `sha256`.
     """
     if not path.exists():
         advice = _by_hand(path, url)
         if offline:
             raise UsageError(f"the weights of {name} are not at {path} and --offline forbids the download; {advice}")
-        _download(url, path, name, advice)
-    weights.find(path)
-    lock.check(url, path)
+        _download(url, path, name, advice, sha256)
+    _demand_whole(path)
+    lock.check(url, path, sha256)
     return path
 
 
-def _download(url: str, path: Path, name: str, advice: str) -> None:
-    """Whole or not at all; what is no weights file, or not the one recorded, is not kept."""
+def _download(url: str, path: Path, name: str, advice: str, sha256: str | None) -> None:
+    """Whole or not at all; what is no weights file, or not the one that is wanted, is neither kept nor recorded."""
     part = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}")
     log.info("fetching %s to %s", url, path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with urllib.request.urlopen(url, timeout=WAIT) as answer, part.open("wb") as file:  # noqa: S310
             shutil.copyfileobj(answer, file)
+        _demand_all(answer.headers.get("Content-Length"), part)
         try:
-            weights.find(part)
+            _demand_whole(part)
+            lock.check(url, part, sha256)
         except UsageError as error:
-            why = str(error).removeprefix(f"{part} ")
+            why = str(error)
+            if not why.startswith(str(part)):
+                raise
+            why = why.removeprefix(f"{part} ")
             raise UsageError(f"what came from {url} for {name} {why}; {advice}") from error
-        lock.check(url, part)
         os.replace(part, path)
     except (OSError, ValueError) as error:  # no network, no space; ValueError: no address at all
         why = " ".join(str(error).split())
         raise UsageError(f"the weights of {name} cannot be fetched to {path} ({why}); {advice}") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def _demand_all(announced: str | None, part: Path) -> None:
+    """A connection that breaks off early looks like the end of the file."""
+    got = part.stat().st_size
+    if announced is not None and int(announced) != got:
+        raise OSError(f"the connection broke off after {got:,} of {int(announced):,} bytes")
+
+
+def _demand_whole(path: Path) -> None:
+    """Raises UsageError for what is no weights file, or an archive or safetensors file without its end."""
+    weights.find(path)
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start[8:] == b"{":
+        weights.header(path)
+    elif start.startswith(b"PK") and not zipfile.is_zipfile(path):
+        raise UsageError(f"{path} is truncated; fetch it again")
 
 
 def held(repository: str, names: Sequence[str], revision: str | None) -> Path | None:

@@ -32,13 +32,15 @@ def lock_path() -> Path:
     return Path(chosen).expanduser() if chosen else folder() / "lock.json"
 
 
-def check(address: str, file: Path) -> str:
+def check(address: str, file: Path, sha256: str | None = None) -> str:
     """The SHA-256 of `file`, recorded as that of `address` if nothing is yet.
 
-    Raises UsageError where another was recorded, and where the lock file cannot be read or written.
+    Raises UsageError where another was recorded or is asked for by `sha256`, and where the lock file cannot be read or
+    written.
     """
     from filelock import FileLock
 
+    demand(file, sha256)
     lock = lock_path()
     try:
         guards = folder() / ".locks"
@@ -61,6 +63,15 @@ def check(address: str, file: Path) -> str:
             "delete and fetch it again, or take the entry out of the lock file if the change is meant"
         )
     return digest
+
+
+def demand(file: Path, sha256: str | None) -> None:
+    """Raises UsageError where `file` has another SHA-256 than the one that is asked for."""
+    if sha256 is not None and weights.sha256(file) != sha256:
+        raise UsageError(
+            f"{file} has the SHA-256 {weights.sha256(file)}, not {sha256} as asked for; it is another file, or it was "
+            "damaged or changed on its way"
+        )
 
 
 def _read(lock: Path) -> dict[str, Any]:

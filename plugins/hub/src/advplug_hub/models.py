@@ -231,6 +231,7 @@ class RobustBench:
     entry: published.Entry
     file: Path | None
     url: str | None
+    sha256: str | None
 
     def identity(self) -> Mapping[str, Any]:
         held = None if self.file is None else weights.sha256(weights.find(self.file))
@@ -247,7 +248,7 @@ class RobustBench:
     def build(self, info: DatasetInfo, offline: bool = False) -> nn.Module:
         from advplug_hub import robustbench
 
-        return robustbench.build(self.entry, self.file, self.url, offline)
+        return robustbench.build(self.entry, self.file, self.url, self.sha256, offline)
 
 
 def robustbench(
@@ -255,14 +256,17 @@ def robustbench(
     norm: Annotated[Literal["linf", "l2"], Param("the leaderboard")] = "linf",
     weights: Annotated[Path | None, Param("the published file, where it is at hand (none: fetched)")] = None,
     url: Annotated[str | None, Param("another address of that file")] = None,
+    sha256: Annotated[str | None, Param("what the file must be (none: as the lock file recorded it)")] = None,
 ) -> RobustBench:
     """An entry of RobustBench's CIFAR-10 leaderboards. Raises UsageError for one that is not in the table."""
     if weights is not None and url is not None:
         raise UsageError("weights= and url= say twice where the file comes from; leave one out")
     found = published.entry(name, norm)
+    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+        raise UsageError(f"'{sha256}' is no SHA-256; write its 64 hexadecimal digits")
     if weights is not None:
         _readable(weights)
-    return RobustBench(found, weights, url)
+    return RobustBench(found, weights, url, sha256 and sha256.lower())
 
 
 def _readable(file: Path) -> None:

@@ -97,7 +97,7 @@ class _SiluBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         start = functional.silu(self.batchnorm_0(x))
-        made = self.conv_0(functional.pad(start, self.pad))
+        made: Tensor = self.conv_0(functional.pad(start, self.pad))
         made = self.conv_1(functional.silu(self.batchnorm_1(made)))
         beside: Tensor = x if self.shortcut is None else self.shortcut(start)
         return beside + made

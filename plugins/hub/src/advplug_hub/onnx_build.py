@@ -28,7 +28,7 @@ class OneByOne(nn.Module):
         self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.net(image) for image in x.split(1)])
+        return torch.cat([self.net(x[i : i + 1]) for i in range(len(x))])
 
 
 def build(path: Path, info: DatasetInfo, mean: Sequence[float], std: Sequence[float]) -> nn.Module:

@@ -35,12 +35,16 @@ def load(path: Path) -> Any:
     path = weights.find(path)
     try:
         model = onnx.load(str(path), load_external_data=False)
+        if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
+            raise UsageError(
+                f"{path} keeps its weights in further files; save it as one: onnx.save(onnx.load(...), FILE)"
+            )
         onnx.checker.check_model(model, full_check=False)
+    except UsageError:
+        raise
     except Exception as error:  # protobuf and the checker raise many kinds
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(f"{path} is no ONNX model that can be read ({why}); export or fetch it again") from error
-    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer):
-        raise UsageError(f"{path} keeps its weights in further files; save it as one: onnx.save(onnx.load(...), FILE)")
     return model
 
 
@@ -98,7 +102,8 @@ def tidied(model: Any) -> tuple[Any, bool]:
     """A copy of the model as onnx2torch wants it, and whether a last softmax was taken off it.
 
     Equal tensors are stored once by some exporters, the others being Identity nodes of them, which onnx2torch does not
-    look through where a layer needs its weights. Attacks want logits, so that probabilities are undone.
+    look through where a layer needs its weights; nor does it know `allowzero`, which torch sets although its shapes
+    hold no 0. Attacks want logits, so that probabilities are undone.
     """
     import onnx
 
@@ -106,6 +111,7 @@ def tidied(model: Any) -> tuple[Any, bool]:
     made.CopyFrom(model)
     graph = made.graph
     bare = _without_softmax(graph)
+    _without_allowzero(graph)
     held = {t.name for t in graph.initializer}
     outputs = {o.name for o in graph.output}
     stands_for: dict[str, str] = {}
@@ -135,3 +141,20 @@ def _without_softmax(graph: Any) -> bool:
     producer.output[list(producer.output).index(last.input[0])] = last.output[0]
     graph.node.remove(last)
     return True
+
+
+def _without_allowzero(graph: Any) -> None:
+    """Takes the attribute off where it means nothing: batches of images leave no side of length 0."""
+    from onnx import numpy_helper
+
+    held = {t.name: t for t in graph.initializer}
+    for node in graph.node:
+        if node.op_type != "Reshape":
+            continue
+        shape = held.get(node.input[1])
+        if shape is not None and (numpy_helper.to_array(shape) == 0).any():
+            continue
+        kept = [a for a in node.attribute if a.name != "allowzero"]
+        if len(kept) < len(node.attribute):
+            del node.attribute[:]
+            node.attribute.extend(kept)

@@ -20,7 +20,7 @@ IGNORED = ("mu", "sigma", "mean", "std", "sub_block1.")
 PREFIXES = ("module.", "model.")
 
 
-def build(entry: Entry, file: Path | None, url: str | None, offline: bool) -> nn.Module:
+def build(entry: Entry, file: Path | None, url: str | None, sha256: str | None, offline: bool) -> nn.Module:
     """The network of an entry with its weights, from pixels (B, 3, 32, 32) in [0, 1] to logits (B, 10).
 
     Its `notes` tell the published figures. Raises UsageError where the weights are not at hand or do not fit.
@@ -28,8 +28,9 @@ def build(entry: Entry, file: Path | None, url: str | None, offline: bool) -> nn
     name = f"robustbench:{entry.name}"
     path = file
     if path is None:
-        address = url or entry.url
-        path = fetch.from_address(address, place(entry), name, offline)
+        path = fetch.from_address(url or entry.url, place(entry), name, offline, sha256)
+    else:
+        lock.demand(path.expanduser(), sha256)
     with torch.device("meta"):
         net = network(entry.family, entry.depth, entry.width)
     net = net.to_empty(device="cpu")

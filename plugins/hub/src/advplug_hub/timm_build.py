@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -84,10 +85,13 @@ def described(
     config: Mapping[str, Any], file: Path, name: str, info: DatasetInfo, columns: Sequence[int] | None
 ) -> nn.Module:  # fmt: skip
     """The network of a repository's description with its weights, its logits in the order of the dataset's classes."""
-    plan = {k: v for k, v in config.items() if k not in ("architecture", "model_args", "num_features", "global_pool")}
-    model = _filled(
-        config["architecture"], file, plan, info, int(config["num_classes"]), columns, **config["model_args"]
-    )
+    import_torchvision()
+    from timm.models import PretrainedCfg
+
+    # What authors add (names of labels, their own notes) and what timm keeps beside the configuration stays outside.
+    plan = {k: v for k, v in config.items() if k in {f.name for f in dataclasses.fields(PretrainedCfg)}}
+    classes = int(config["num_classes"])
+    model = _filled(config["architecture"], file, plan, info, classes, columns, **config["model_args"])
     log.info("%s is %s", name, file)
     return model
 
