@@ -42,6 +42,8 @@ def executor_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         from advplug.executors import Placement
 
-        return command(*arguments, placement=Placement(executor, address, gpus_per_cell, cpus_per_cell), **rest)
+        placement = Placement(executor, address, gpus_per_cell, cpus_per_cell)
+        placement.check(rest["device"])
+        return command(*arguments, placement=placement, **rest)
 
     return placed  # fmt: skip
