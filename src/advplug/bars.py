@@ -46,9 +46,12 @@ class Bars:
         self._bar.console.print(text, markup=False, highlight=False)
 
 
+def columns() -> tuple[ProgressColumn, ...]:
+    return TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), _Left()
+
+
 @contextmanager
 def bars() -> Iterator[Bars]:
     """On standard error."""
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), _Left())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns(), console=Console(stderr=True), transient=True) as bar:
         yield Bars(bar)

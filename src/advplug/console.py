@@ -58,7 +58,7 @@ class _Lines:
         self._left: float | None = None
 
     def cells(self, done: int, total: int, left: float | None) -> None:
-        self._cells, self._left = f"{done} of {total} cells done", left
+        self._cells, self._left, self._stage = f"{done} of {total} cells done", left, ""
         self._tell()
 
     def stage(self, text: str, total: int) -> None:
@@ -77,8 +77,8 @@ class _Lines:
         if now - self._last < EVERY:
             return
         self._last = now
-        at = f", {self._at} of {self._total}" if self._total else ""
-        left = f", about {duration(self._left)} left" if self._left is not None else ""
+        at = f", {self._at} of {self._total}" if self._stage and self._total else ""
+        left = f", about {duration(self._left)} left" if self._left else ""
         parts = (self._cells + left, self._stage + at)
         self.note("; ".join(part for part in parts if part))
 

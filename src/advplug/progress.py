@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
+
+EARLY = 0.05
+"""The share of a run's passes before which the time left is not told: its first training would count too much."""
 
 
 class Progress(Protocol):
@@ -34,57 +37,49 @@ class Silent:
 
 @dataclass(frozen=True)
 class Share:
-    """What one sweep, certificate or poisoning is of a run: its cells, and the passes that are forecast for it."""
+    """What a sweep, an audit, a certificate or a poisoning is of a run: its cells, and the passes forecast for it."""
 
     cells: int = 1
     passes: int = 1
 
 
-@dataclass
 class Tally:
     """Counts what is done of `todo`, shares by key, beside `before` cells that were stored already.
 
     The time left follows from the time that passed and the forecast, and is never more than `most` seconds in all.
     """
 
-    progress: Progress
-    todo: Mapping[str, Share]
-    before: int = 0
-    most: float | None = None
-    _left: dict[str, Share] = field(init=False)
-    _began: float = field(default_factory=time.perf_counter)
-
-    def __post_init__(self) -> None:
-        self._left = dict(self.todo)
+    def __init__(
+        self, progress: Progress, todo: Mapping[str, Share], before: int = 0, most: float | None = None
+    ) -> None:
+        self._told = progress if isinstance(progress, CellProgress) else None
+        self._todo, self._most, self._began = dict(todo), most, time.perf_counter()
+        self.total = before + sum(share.cells for share in todo.values())
+        self.done = before
+        self._spent, self._all = 0, sum(share.passes for share in todo.values())
         self._tell()
 
     @property
-    def total(self) -> int:
-        return self.before + sum(share.cells for share in self.todo.values())
-
-    @property
-    def done(self) -> int:
-        return self.total - sum(share.cells for share in self._left.values())
-
-    @property
     def seconds_left(self) -> float | None:
-        """None until something is done."""
-        left = sum(share.passes for share in self._left.values())
-        spent = sum(share.passes for share in self.todo.values()) - left
-        if not spent:
-            return None
+        """None until enough is done to tell."""
+        left = self._all - self._spent
+        if not left or self._spent < EARLY * self._all:
+            return None if left else 0.0
         passed = time.perf_counter() - self._began
-        rest = passed * left / spent
-        return rest if self.most is None else max(0.0, min(rest, self.most - passed))
+        rest = passed * left / self._spent
+        return rest if self._most is None else max(0.0, min(rest, self._most - passed))
 
     def settled(self, key: str) -> None:
         """That is done, or failed; a key that was not to be done is passed over."""
-        if self._left.pop(key, None) is not None:
+        share = self._todo.pop(key, None)
+        if share is not None:
+            self.done += share.cells
+            self._spent += share.passes
             self._tell()
 
     def _tell(self) -> None:
-        if isinstance(self.progress, CellProgress):
-            self.progress.cells(self.done, self.total, self.seconds_left)
+        if self._told is not None:
+            self._told.cells(self.done, self.total, self.seconds_left)
 
 
 def duration(seconds: float) -> str:
