@@ -89,7 +89,6 @@ def render(data: Data, explanations: Section | None = None) -> str:
         "script": Markup(script),  # noqa: S704 - likewise
         "headline": overview.headline(data),
         "summary": _summary(data),
-        "images": _images(data),
         "warnings": overview.warnings(data),
         "sections": _sections(data, explanations),
         "run": data.result.run,
@@ -134,11 +133,3 @@ def _summary(data: Data) -> str:
     states = {s: sum(r.status == s for r in rows) for s in ("ok", "failed", "refused")}
     told = ", ".join(f"{n} {s}" for s, n in states.items() if n)
     return f"{len(rows)} cells: {told}."
-
-
-def _images(data: Data) -> str:
-    """How many images a cell had."""
-    found = {e.n for e in data.evidence.values()}
-    if not found:
-        return "the images"
-    return f"{min(found)} to {max(found)} images" if len(found) > 1 else f"{next(iter(found))} images"

@@ -57,7 +57,7 @@ def poisonings(data: Data) -> Section | None:
         "targets by the clean model %": metric("clean_model_poison_success_rate"),
         "verdict": lambda p: judged(p.verdict),
     }
-    table = tabulated("Attacks on the training data", columns, made, ("dataset",), heads=3, id="poisonings")
+    table = tabulated("Attacks on the training data", columns, made, ("dataset",), heads=3, id="poisonings-table")
     rows = [_success(p) for p in made]
     svg = figures.pairs(rows, ("clean model", "poisoned model"), "poison", "answers as the attacker wants, %")
     text = "How often images with the trigger, or the targets, get the answer that the attacker wants."
