@@ -19,7 +19,17 @@ from typing import Any
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-FOUND = next(filter(None, map(shutil.which, NAMES)), None)
+
+
+def _works(path: str) -> bool:
+    """Some systems have a script of that name that only says how to install the browser."""
+    try:
+        return subprocess.run([path, "--version"], capture_output=True, timeout=60, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+FOUND = next((path for path in map(shutil.which, NAMES) if path and _works(path)), None)
 needs_browser = pytest.mark.skipif(FOUND is None, reason="no Chromium is installed (apt-get install chromium)")
 DESKTOP, PHONE = (1280, 900), (375, 740)
 """CSS pixels."""

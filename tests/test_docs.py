@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -102,10 +103,16 @@ def test_the_commands_shown_work(line: str, tmp_path: Path) -> None:
         for folder in arguments[1:3]:
             small = ("eval", "-m", "cnn", "-a", "fgsm", "--dataset", "digits:size=16", *QUICK)
             advplug(*small, "-o", folder, cwd=tmp_path)
-    if arguments[0] in ("plot", "export"):
+    if arguments[0] in ("plot", "export", "report"):
         small = ("eval", "-m", CNN, "-d", "jpeg", "-a", "fgsm", "--dataset", TINY, *QUICK)
         advplug(*small, "-o", arguments[1], cwd=tmp_path)
-    if arguments[0] in ("eval", "transfer"):
+    if arguments[0] == "run" or arguments[:2] == ["status", "advplug-results/matrix"]:
+        (tmp_path / "matrix.yaml").write_text(blocks((ROOT / "docs" / "matrix.md").read_text(), "yaml")[0])
+        shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    if arguments[0] == "status":
+        small = ("-m", CNN, "-d", "jpeg", "-a", "fgsm", "--dataset", TINY, "--max-passes", "1", "--audit", "none")
+        advplug("run", "matrix.yaml", *small, cwd=tmp_path)
+    if arguments[0] in ("eval", "transfer", "run"):
         arguments += ["-o", str(tmp_path)] + ["--dry-run"] * ("--dry-run" not in arguments)
     if arguments == ["doctor"]:
         arguments.append("--quick")

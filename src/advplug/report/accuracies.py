@@ -33,6 +33,7 @@ from advplug.report.parts import (
 )
 from advplug.results import Cell, ThreatRow
 
+UNTRUSTED = "not trustworthy"
 DRAWN = 30
 """Rows of a figure at most; its table has all."""
 
@@ -184,14 +185,17 @@ def trade_off(data: Data) -> Section | None:
         at = [(victim(t), percentage(t.clean_accuracy) or 0.0, percentage(t.worst_case_accuracy) or 0.0, t.verdict)
               for t in rows]  # fmt: skip
         svg = figures.scatter(at, f"pareto{i}", ("clean accuracy, %", "worst-case robust accuracy, %"))
-        best = {(x, y) for _, x, y, _ in at if not any((a, b) != (x, y) and a >= x and b >= y for _, a, b, _ in at)}
-        front = ["yes" if (x, y) in best else "no" for _, x, y, _ in at]
+        best = set(figures.front(at))
+        front = ["yes" if (x, y) in best and v != UNTRUSTED else "no" for _, x, y, v in at]
         title = f"{under(rows[0])}, {told}"
         found_rows = list(zip(range(1, len(rows) + 1), rows, front, strict=True))
         table = tabulated(f"Clean and robust: {title}", _TRADE_OFF, found_rows, heads=2)
         text = "Each victim by its clean and its worst-case accuracy; up and to the right is better."
         made.append(Picture(title, text, svg, table))
-    lead = "A victim is on the Pareto front where no other is better in one of the two and as good in the other."
+    lead = (
+        "A victim is on the Pareto front where no other is better in one of the two and as good in the other; what is "
+        "not trustworthy is left out of that."
+    )
     return Section("trade-off", "Clean against robust", (lead,), pictures=tuple(made)) if made else None
 
 

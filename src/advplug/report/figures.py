@@ -228,7 +228,7 @@ def scatter(found: Sequence[tuple[str, float, float, str | None]], name: str, la
     """Named points (label, x, y, verdict) in percent; those that no other beats in both are joined."""
     with _style():
         figure, axes = _new(2.8, CURVE)
-        best = sorted((x, y) for _, x, y, _ in found if not any(_beats((a, b), (x, y)) for _, a, b, _ in found))
+        best = front(found)
         if len(best) > 1:
             xs, ys = zip(*best, strict=True)
             axes.plot(xs, ys, color=FAINT, linewidth=1.2, label="Pareto front")
@@ -263,6 +263,13 @@ def _around(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     room = max(5.0, (20 - (high - low)) / 2)
     return max(0.0, low - room) - 2, min(100.0, high + room) + 2
+
+
+def front(found: Sequence[tuple[str, float, float, str | None]]) -> list[tuple[float, float]]:
+    """The points (label, x, y, verdict) that no other beats, from left to right; those not to be trusted count for
+    nothing."""
+    at = [(x, y) for _, x, y, verdict in found if verdict != "not trustworthy"]
+    return sorted({one for one in at if not any(_beats(other, one) for other in at)})
 
 
 def _beats(one: tuple[float, float], other: tuple[float, float]) -> bool:

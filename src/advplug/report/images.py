@@ -16,6 +16,7 @@ from advplug.samples import Sample
 
 BYTES = 1_900_000
 """All images of a page, as text; fewer are shown where they would take more."""
+PROBED = 8
 TILE = 72
 """CSS pixels of a side, or the image's own where it has more, up to twice that."""
 
@@ -26,7 +27,7 @@ def png_uri(pixels: Array) -> str:
 
     held = io.BytesIO()
     shown = pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, 2)
-    Image.fromarray(np.ascontiguousarray(shown)).save(held, "PNG", optimize=True)
+    Image.fromarray(np.ascontiguousarray(shown)).save(held, "PNG")
     return f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"
 
 
@@ -100,8 +101,11 @@ _LEAD = (
 def _fitting(cells: list[Cell], samples: Mapping[str, Sample]) -> tuple[list[_Made], tuple[str, ...]]:
     """As many images of each cell as the page can hold; then as many cells."""
     most = max(len(samples[c.key]) for c in cells)
-    made = [_made(c, samples[c.key], most) for c in cells]
-    amount = most
+    # A few cells tell how large all would be, so that they are seldom made twice.
+    probed = cells[:: -(-len(cells) // PROBED)]
+    guess = _bytes([_made(c, samples[c.key], most) for c in probed]) * len(cells) / len(probed)
+    amount = most if guess <= BYTES else max(1, int(most * BYTES / guess))
+    made = [_made(c, samples[c.key], amount) for c in cells]
     while amount > 1 and (total := _bytes(made)) > BYTES:
         amount = max(1, min(amount - 1, int(amount * BYTES / total)))
         made = [_made(c, samples[c.key], amount) for c in cells]
