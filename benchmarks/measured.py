@@ -65,7 +65,7 @@ COMMANDS = {
     "backdoors": f"--dataset digits -m cnn {BACKDOORS}",
     "backdoors-mnist": f"--dataset mnist:root=$ADVPLUG_DATA/mnist,train=5000,n=2000 -m cnn-a:epochs=5 {BACKDOORS}",
     # Copies of test images under a wrong label, in a network that fits its training set.
-    "label-flips": "--dataset digits -m cnn:epochs=40 -a tdpa:copies=1 -a tdpa:copies=2 -a tdpa:copies=3",
+    "label-flips": "--dataset digits -m cnn:epochs=60 -a tdpa:copies=1 -a tdpa:copies=2 -a tdpa:copies=3",
     # What looks for poisons finds of 5 % backdoored images, and what a found trigger's unlearning leaves.
     "poison-removal": "--dataset digits -m cnn -a ba:rate=0.05 -d art.spectral-signatures -d art.activation-clustering "
     "-d art.neural-cleanse",

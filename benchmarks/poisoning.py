@@ -1,6 +1,9 @@
 """CLIP under poisoned pairs: undefended, trained on clean data, and with defenses, seed by seed.
 
     python benchmarks/poisoning.py [--seeds 0 1 2] [--defenses safeclip roclip cleanclip] [--output FILE] [--quick]
+    python benchmarks/poisoning.py --join FILE ... --output FILE
+
+Seeds can be run side by side, each with a file of its own, and joined.
 
 `clip-tiny` on `digit-scenes`: 80 of 4,000 images get a 4 x 4 checker in the lower right corner and captions that name
 "three"; 8 test images join the training set in 6 copies each, with captions of another class. Every model is trained
@@ -102,6 +105,12 @@ def show(row: Row) -> None:
         print(f"    {text}", flush=True)
 
 
+def read(file: Path) -> list[Row]:
+    """The rows of a file of figures."""
+    rows: list[Row] = json.loads(file.read_text())["rows"]
+    return rows
+
+
 def verdicts(rows: list[Row]) -> Row:
     """The bars of SafeCLIP, over all seeds that were run."""
     plain = {r["seed"]: r for r in rows if r["defense"] == "none"}
@@ -124,10 +133,13 @@ def main() -> None:
     parser.add_argument("--defenses", nargs="*", default=["safeclip"], help="references, such as safeclip:epochs=8")
     parser.add_argument("--output", type=Path, help="file for the figures, JSON")
     parser.add_argument("--quick", action="store_true", help="600 pairs and 2 epochs, to see that it runs")
+    parser.add_argument("--join", type=Path, nargs="+", metavar="FILE", help="run nothing, and show what files hold")
     given = parser.parse_args()
     rows: list[Row] = []
-    for seed in given.seeds:
-        for row in measured(seed, given.defenses, given.quick):
+    for part in (
+        map(read, given.join) if given.join else (measured(s, given.defenses, given.quick) for s in given.seeds)
+    ):
+        for row in part:
             rows.append(row)
             show(row)
         if given.output:

@@ -179,10 +179,10 @@ def test_roclip_matches_every_second_epoch(poisoned: Dataset) -> None:
     made = fitted("roclip:epochs=3,batch_size=32,pool=0.2", poisoned)
     facts = json.loads(json.dumps(made.facts))
     assert facts["settings"]["pool"] == 64
-    assert facts["matched_epochs"] == 2
+    assert facts["matched_epochs"] == 1, "the second of three: captions have to be learned first"
     assert set(facts["cost"]["seconds"]) == {"matched", "contrastive"}
     assert facts["cost"]["passes"] == facts["cost"]["plain_passes"] == 2 * 3 * PAIRS
-    assert facts["cost"]["with_gradient"] == 4 * PAIRS, "captions have no gradient where images are matched"
+    assert facts["cost"]["with_gradient"] == 5 * PAIRS, "captions have no gradient where images are matched"
     assert made.trusted is None
 
 

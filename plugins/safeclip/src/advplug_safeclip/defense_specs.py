@@ -42,7 +42,7 @@ def safeclip(
     unimodal: Annotated[int | None, Param("first epochs, each modality by itself", ge=0)] = None,
     multimodal: Annotated[int | None, Param("slow contrastive epochs after them, on all pairs", ge=1)] = None,
     epochs: Annotated[
-        int | None, Param("filtered epochs; none: the preset's, or the model's less the multimodal ones", ge=1)
+        int | None, Param("filtered epochs; none: the preset's, or a third more than the model's own", ge=1)
     ] = None,
     batch_size: BatchSize = None,
     lr: Rate = None,

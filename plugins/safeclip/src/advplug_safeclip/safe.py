@@ -17,6 +17,7 @@ from advplug_safeclip.choice import Round, choose, scores
 from advplug_safeclip.learner import Learner, learning
 from advplug_safeclip.losses import Pool, contrast
 from advplug_safeclip.pairs import Array, read
+from advplug_safeclip.settings import LONGER
 
 if TYPE_CHECKING:
     from advplug.rng import Stream
@@ -31,7 +32,7 @@ def fit(scorer: ClipScorer, training: Training, settings: Settings, why: str) ->
     plan = training.schedule
     pairs = read("safeclip", training.data, scorer, settings.drawn, training.device)
     size = min(settings.batch_size or plan.batch_size, len(pairs))
-    filtered = settings.epochs or max(1, plan.epochs - settings.multimodal)
+    filtered = settings.epochs or round(LONGER * plan.epochs)
     lr = settings.lr or plan.lr
     resolved = replace(settings, epochs=filtered, batch_size=size, lr=lr, slow_lr=settings.slow_lr or lr)
     epochs = settings.unimodal + settings.multimodal + filtered
