@@ -86,7 +86,8 @@ def headline(data: Data) -> Headline:
     victims = list(grouped(threats, lambda t: (t.dataset, t.model, t.defense, t.norm, t.goal, t.seed)).values())
     cards: list[Card] = [*map(_card, victims), *map(_poison_card, poisoned)]
     shown = sum(line.verdict is not None for card in cards[:CARDS] for line in card.lines)
-    told = {row.verdict or "not measured" for row in (*threats, *poisoned)}
+    judged_rows: list[ThreatRow | Poisoning] = [*threats, *poisoned]
+    told = {row.verdict or "not measured" for row in judged_rows}
     total = len(threats) + len(poisoned)
     left = f"These are {shown} of {total} verdicts; the tables below have all." if shown < total else ""
     lead = (*((_LEAD_THREATS.format(_images(data)),) if threats else ()), *((_LEAD_POISONS,) if poisoned else ()))
