@@ -89,8 +89,9 @@ def test_generated_parts_are_up_to_date() -> None:
     assert [name for name, text in made if (ROOT / "docs" / name).read_text() != text] == [], "make docs"
 
 
-# The guide to plugins is followed step by step above.
-SHOWN = [ROOT / "README.md", *(p for p in sorted((ROOT / "docs").glob("*.md")) if p.name != "plugins.md")]
+# The guide to plugins is followed step by step above, the page on deployment in test_pack.py.
+FOLLOWED = ("plugins.md", "deploy.md")
+SHOWN = [ROOT / "README.md", *(p for p in sorted((ROOT / "docs").glob("*.md")) if p.name not in FOLLOWED)]
 PAGES = [p.read_text() for p in (*SHOWN, *sorted(ROOT.glob("plugins/*/README.md")))]
 
 

@@ -13,6 +13,7 @@ import click
 from advplug.cli_executors import executor_options
 from advplug.cli_files import compare_runs, export_run, plot_run
 from advplug.cli_groups import cache, plugin
+from advplug.cli_pack import pack, predict
 from advplug.cli_report import report
 from advplug.cli_run import Interrupted, command_line, run, schema, show_status
 from advplug.defaults import CRAFTED_BY, OUTPUT
@@ -275,7 +276,7 @@ def doctor(quick: bool) -> None:
     sys.exit(report.exit_code)
 
 
-for command in (compare_runs, export_run, plot_run, report, plugin, cache, run, show_status, schema):
+for command in (compare_runs, export_run, plot_run, report, pack, predict, plugin, cache, run, show_status, schema):
     cli.add_command(command)
 
 

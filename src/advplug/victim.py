@@ -203,6 +203,15 @@ class Victim:
                 accepted &= wrap.accepts(x, scores)
         return Decision(label, accepted, scores)
 
+    def deployed(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The deployed system's logits (B, K), and how clearly its detector rejects (B,), None where there is none.
+
+        As in `decide`, but uncounted and differentiable where its parts are; tracing it gives a graph of the system.
+        """
+        columns = self.columns
+        model = self.module if columns is None else lambda pixels: columns.grouped(self.module(pixels))
+        return self._detected(x, model, [w.forward for w in self.wraps], self._decision_noise)
+
     def _detected(
         self, x: Tensor, model: Callable[[Tensor], Tensor], parts: Sequence[_Part], noise: torch.Generator
     ) -> tuple[Tensor, Tensor | None]:
@@ -215,7 +224,8 @@ class Victim:
         logits = _chain(model, watched, noise)(x)
         if not any(w.rejection for w in self.wraps):
             return logits, None
-        if len(seen) != 1 or len(seen[0]) != len(x):
+        # Not len(), which tracing would take for a constant.
+        if len(seen) != 1 or seen[0].shape[0] != x.shape[0]:
             raise CellFailure("a defense asks the detector inside it several times an image; write the detector last")
         return logits, seen[0]
 
