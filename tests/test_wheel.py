@@ -33,6 +33,7 @@ def test_it_holds_types_licence_and_data(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert "advplug/py.typed" in names
     assert "advplug/builtin/imagenet_classes.txt" in names
+    assert {f"advplug/report/templates/page.{end}" for end in ("html.j2", "css", "js")} <= set(names)
     assert any(n.endswith("licenses/LICENSE") for n in names)
     modules = {f"advplug/{p.relative_to(ROOT / 'src' / 'advplug').as_posix()}" for p in (ROOT / "src").rglob("*.py")}
     assert modules <= set(names)
