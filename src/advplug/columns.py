@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +22,12 @@ def packed(record: DataclassInstance) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()
+
+
+def holds(data: bytes, name: str) -> bool:
+    """Whether a packed record has that value; much faster than unpacking it."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return f"{name}.npy" in archive.namelist()
 
 
 def unpacked(kind: type[Record], data: bytes) -> Record:

@@ -230,8 +230,7 @@ class Runner:
         """Whether the baseline had failed when these cells were computed."""
         if not isinstance(sweep, Sweep) or sweep.key not in self._baselines:
             return False
-        found = (self.store.evidence(sweep.cell_key(eps)) for eps in sweep.budgets)
-        return any(e is not None and e.static is None for e in found)
+        return any(self.store.observed(sweep.cell_key(eps), "static") is False for eps in sweep.budgets)
 
     # --- what is stored ---
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from advplug.columns import holds
 from advplug.errors import AdvplugError, UsageError
 from advplug.evidence import Evidence
 from advplug.keys import digest
@@ -183,6 +184,11 @@ class Store:
     def evidence(self, key: str) -> Evidence | None:
         row = self._row("SELECT evidence FROM cell WHERE key=?", key)
         return Evidence.from_bytes(row[0]) if row and row[0] else None
+
+    def observed(self, key: str, name: str) -> bool | None:
+        """Whether a cell's evidence has that value; None where there is no evidence."""
+        row = self._row("SELECT evidence FROM cell WHERE key=?", key)
+        return holds(row[0], name) if row and row[0] else None
 
     def _row(self, query: str, key: str) -> Any:
         with explained(self.folder):
