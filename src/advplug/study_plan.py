@@ -226,6 +226,7 @@ def spec_text(matrix: Matrix, command: str) -> str:
     import yaml
 
     kept = matrix.model_dump(exclude_none=True, exclude_defaults=True, exclude={"variants"})
+    kept = {key: kept[key] for key in sorted(kept, key=lambda k: k != "title")}
     text: str = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=10**6)
     return f"# {' '.join(command.split())}\n{text}" if command else text
 
