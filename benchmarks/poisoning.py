@@ -1,6 +1,7 @@
 """CLIP under poisoned pairs: undefended, trained on clean data, and with defenses, seed by seed.
 
     python benchmarks/poisoning.py [--seeds 0 1 2] [--defenses safeclip roclip cleanclip] [--output FILE] [--quick]
+                                    [--cache DIR]
     python benchmarks/poisoning.py --join FILE ... --output FILE
 
 Seeds can be run side by side, each with a file of its own, and joined.
@@ -38,18 +39,19 @@ against the undefended model, and time against what was encoded, both as multipl
 Row = dict[str, Any]
 
 
-def measured(seed: int, defenses: list[str], quick: bool) -> list[Row]:
-    """The undefended model's row, then those of the defenses."""
+def measured(seed: int, defenses: list[str], quick: bool, cache: Path | None = None) -> list[Row]:
+    """The undefended model's row, then those of the defenses. What comes from the `cache` has no seconds."""
     model = "clip-tiny:epochs=2" if quick else "clip-tiny"
     # Scenes of their own for each seed; the settings were found on those of seed 0.
     dataset = f"digit-scenes:seed={seed + 1}," + ("train=600,n=200" if quick else "train=4000,n=1000")
-    with tempfile.TemporaryDirectory() as cache:
-        os.environ["ADVPLUG_CACHE"] = cache  # what was trained before has no seconds
+    with tempfile.TemporaryDirectory() as fresh:
+        os.environ["ADVPLUG_CACHE"] = str(cache or fresh)
         found = advplug.evaluate(model, ATTACK, defenses, dataset=dataset, n=192 if quick else 992, seed=seed)
     plain = _plain_passes(model, dataset, found.poisonings[0].training_images or 0)
     rows = [_row(made.status, made.reason, made, plain) for made in found.poisonings]
     for row in rows[1:]:
-        row["seconds_ratio"] = row["seconds"] / rows[0]["seconds"]
+        if row["seconds"] and rows[0]["seconds"]:
+            row["seconds_ratio"] = row["seconds"] / rows[0]["seconds"]
     return rows
 
 
@@ -86,7 +88,8 @@ def show(row: Row) -> None:
     taken = f"{shares['poison_success_rate'] * row['poison_success_rate']['n']:.0f}/{row['poison_success_rate']['n']}"
     cost = ""
     if "passes_ratio" in row:
-        cost = f"  passes x{row['passes_ratio']:.2f}, time x{row['seconds_ratio']:.2f}"
+        cost = f"  passes x{row['passes_ratio']:.2f}"
+        cost += f", time x{row['seconds_ratio']:.2f}" if "seconds_ratio" in row else ""
         cost += f", waiting for data {row['cost']['data_share']:.1%}"
     print(
         f"seed {row['seed']}  {row['defense']:<12}  zero-shot {shares['clean_accuracy']:.3f}  "
@@ -123,7 +126,7 @@ def verdicts(rows: list[Row]) -> Row:
         "targets_taken": sum(a["value"] * a["n"] for a in aimed) <= TARGETS * sum(a["n"] for a in aimed),
         "zero_shot_lost": max(plain[r["seed"]]["clean_accuracy"]["value"] - r["clean_accuracy"]["value"] for r in mine)
         <= LOSS,
-        "time": max(r["seconds_ratio"] / r["passes_ratio"] for r in mine) <= TIME,
+        "time": max((r["seconds_ratio"] / r["passes_ratio"] for r in mine if "seconds_ratio" in r), default=0) <= TIME,
     }
 
 
@@ -133,11 +136,14 @@ def main() -> None:
     parser.add_argument("--defenses", nargs="*", default=["safeclip"], help="references, such as safeclip:epochs=8")
     parser.add_argument("--output", type=Path, help="file for the figures, JSON")
     parser.add_argument("--quick", action="store_true", help="600 pairs and 2 epochs, to see that it runs")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="folder of trained weights to use and add to")
     parser.add_argument("--join", type=Path, nargs="+", metavar="FILE", help="run nothing, and show what files hold")
     given = parser.parse_args()
     rows: list[Row] = []
     for part in (
-        map(read, given.join) if given.join else (measured(s, given.defenses, given.quick) for s in given.seeds)
+        map(read, given.join)
+        if given.join
+        else (measured(seed, given.defenses, given.quick, given.cache) for seed in given.seeds)
     ):
         for row in part:
             rows.append(row)
