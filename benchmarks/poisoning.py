@@ -108,12 +108,6 @@ def show(row: Row) -> None:
         print(f"    {text}", flush=True)
 
 
-def read(file: Path) -> list[Row]:
-    """The rows of a file of figures."""
-    rows: list[Row] = json.loads(file.read_text())["rows"]
-    return rows
-
-
 def verdicts(rows: list[Row]) -> Row:
     """The bars of SafeCLIP, over all seeds that were run."""
     plain = {r["seed"]: r for r in rows if r["defense"] == "none"}
@@ -130,6 +124,22 @@ def verdicts(rows: list[Row]) -> Row:
     }
 
 
+def joined(files: list[Path], defenses: list[str]) -> list[Row]:
+    """The rows of files of figures, each seed and defense once, the first time; `defenses` leaves out all others."""
+    rows: dict[tuple[int, str], Row] = {}
+    for row in (row for file in files for row in json.loads(file.read_text())["rows"]):
+        if row["defense"] in ("none", *defenses):
+            rows.setdefault((row["seed"], row["defense"]), row)
+    order = {name: i for i, name in enumerate(("none", *defenses))}
+    return sorted(rows.values(), key=lambda row: (row["seed"], order[row["defense"]]))
+
+
+def keep(rows: list[Row], file: Path) -> None:
+    threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+    found = {"threads": threads, "torch": torch.__version__, "attack": ATTACK, "rows": rows, "bars": verdicts(rows)}
+    file.write_text(json.dumps(found, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -137,21 +147,20 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="file for the figures, JSON")
     parser.add_argument("--quick", action="store_true", help="600 pairs and 2 epochs, to see that it runs")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="folder of trained weights to use and add to")
-    parser.add_argument("--join", type=Path, nargs="+", metavar="FILE", help="run nothing, and show what files hold")
+    parser.add_argument("--join", type=Path, nargs="+", metavar="FILE", help="run nothing, and join what files hold")
     given = parser.parse_args()
     rows: list[Row] = []
-    for part in (
-        map(read, given.join)
+    parts = (
+        [joined(given.join, given.defenses)]
         if given.join
         else (measured(seed, given.defenses, given.quick, given.cache) for seed in given.seeds)
-    ):
+    )
+    for part in parts:
         for row in part:
             rows.append(row)
             show(row)
         if given.output:
-            threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
-            found = {"threads": threads, "torch": torch.__version__, "attack": ATTACK, "rows": rows}
-            given.output.write_text(json.dumps(found | {"bars": verdicts(rows)}, indent=1) + "\n")
+            keep(rows, given.output)
     for name, held in verdicts(rows).items():
         print(f"{name}: {'held' if held else 'missed'}")
 
