@@ -34,13 +34,18 @@ $(VENV)/.installed-dev: $(MANIFESTS) | $(BIN)/python
 	$(TORCHATTACKS)
 	@touch $@ $(VENV)/.installed
 
+# Ray takes 200 MB, and only the slow tests need it.
+$(VENV)/.installed-slow: $(VENV)/.installed-dev
+	$(INSTALL) -e '.[ray]'
+	@touch $@
+
 # The tests' tensors are small: threads would wait for each other most of the time.
 test test-slow: export OMP_NUM_THREADS ?= 1
 
 test: dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-slow: dev
+test-slow: $(VENV)/.installed-slow
 	$(BIN)/python -m pytest -m slow
 
 lint: dev

@@ -38,13 +38,16 @@ def session(address: str | None) -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Ray tells of dead workers on standard output, which belongs to results; the executor tells it itself."""
-    module, switch = sys.modules["ray._private.worker"], "_worker_logs_enabled"
-    before = getattr(module, switch, True)
+    module, switch, variable = sys.modules["ray._private.worker"], "_worker_logs_enabled", "RAY_IGNORE_UNHANDLED_ERRORS"
+    shown, ignored = getattr(module, switch, True), os.environ.get(variable)
     setattr(module, switch, False)
+    os.environ[variable] = "1"
     try:
         yield
     finally:
-        setattr(module, switch, before)
+        setattr(module, switch, shown)
+        if ignored is None:
+            del os.environ[variable]
 
 
 def _connect(address: str | None) -> None:
@@ -57,7 +60,8 @@ def _connect(address: str | None) -> None:
         usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         fewer = {"num_cpus": usable} if usable != os.cpu_count() else {}
         try:
-            ray.init(address="local", include_dashboard=False, **fewer, **options)
+            # On the loopback address, so that only this machine reaches its ports: they run anybody's code.
+            ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **fewer, **options)
         except Exception as error:  # Ray raises no type of its own here
             raise UsageError(f"Ray cannot be started here: {' '.join(str(error).split())}") from error
         return
@@ -68,7 +72,7 @@ def _connect(address: str | None) -> None:
         raise UsageError(
             f"no Ray cluster is found at {address}; start one with 'ray start --head', or leave --address out"
         ) from error
-    except (ValueError, RuntimeError) as error:  # an address that is none; other versions of Python or Ray
+    except (ValueError, RuntimeError, ray.exceptions.RayError) as error:  # no address; another version; no token
         raise UsageError(f"cannot connect to Ray at {address}: {' '.join(str(error).split())}") from error
 
 

@@ -1,0 +1,95 @@
+"""How much faster a run is on Ray's workers than in one process: 8 equal cells, one thread each, 2 workers.
+
+    python benchmarks/executors.py [--steps N] [--rounds N] [--output FILE]
+
+Both are whole commands, from the start of Python to the end, the start of Ray included; the run's own seconds stand
+beside them. The cells are one network of random weights under PGD that goes on to the last step, with 8 step sizes, so
+that each takes as many passes as the others. Exit code 1 where the ratio is above the bar. Needs the extra `ray`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+import engine_models
+
+HERE = Path(__file__).parent
+CELLS, WORKERS, BAR = 8, 2, 0.65
+DATASET = "fake:n=128,size=32,channels=3,classes=10"
+MODEL = "py:engine_models:ResNet20#weights=random.safetensors"
+
+
+def command(steps: int, folder: str, *more: str) -> list[str]:
+    attacks = [f"pgd:steps={steps},keep_going=true,alpha={alpha}/2550" for alpha in range(1, CELLS + 1)]
+    asked = [option for attack in attacks for option in ("-a", attack)]
+    return [sys.executable, "-m", "advplug.cli", "eval", "--dataset", DATASET, "-m", MODEL, *asked, "-e", "8/255",
+            "--audit", "none", "--device", "cpu", "-o", folder, "--json", "-q", *more]  # fmt: skip
+
+
+def timed(steps: int, folder: Path, *more: str) -> tuple[float, float, Any]:
+    """Seconds of the whole command, the run's own, and the cells without their seconds."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    began = time.perf_counter()
+    done = subprocess.run(command(steps, "out", *more), cwd=folder, env=environment, capture_output=True, text=True,
+                          check=False)  # fmt: skip
+    seconds = time.perf_counter() - began
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    result = json.loads(done.stdout)
+    cells = [{k: v for k, v in cell.items() if k != "seconds"} for cell in result["cells"]]
+    return seconds, result["run"]["seconds"], cells
+
+
+def measure(steps: int) -> dict[str, Any]:
+    """One round of both, in folders of their own."""
+    row: dict[str, Any] = {}
+    cells = []
+    for name, more in (("in-process", ()), ("ray", ("--executor", "ray"))):
+        with tempfile.TemporaryDirectory() as folder:
+            torch.manual_seed(0)
+            save_file(engine_models.ResNet20().state_dict(), Path(folder) / "random.safetensors")
+            whole, own, made = timed(steps, Path(folder), *more)
+        row[name] = {"command": round(whole, 2), "run": round(own, 2)}
+        cells.append(made)
+    same = cells[0] == cells[1]
+    return row | {"ratio": round(row["ray"]["command"] / row["in-process"]["command"], 3), "same cells": same}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--steps", type=int, default=100, help="of PGD, so of each cell; 100 take about 10 s")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "executors.json")
+    options = parser.parse_args()
+    load = os.getloadavg()[0]
+    rounds = []
+    for number in range(options.rounds):
+        rounds.append(measure(options.steps))
+        print(f"round {number + 1}: {rounds[-1]}", flush=True)
+    ratio = statistics.median(row["ratio"] for row in rounds)
+    result = {
+        "cells": CELLS, "workers": WORKERS, "threads a cell": 1, "steps": options.steps, "ratio": ratio, "bar": BAR,
+        "load before": round(load, 2), "cores": os.cpu_count(), "torch": torch.__version__,
+        "ray": importlib.metadata.version("ray"), "rounds": rounds,
+    }  # fmt: skip
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"{CELLS} cells on {WORKERS} workers take {ratio:.2f} of the time in one process (bar: {BAR:g})")
+    return int(ratio > BAR or not all(row["same cells"] for row in rounds))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
