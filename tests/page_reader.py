@@ -95,7 +95,7 @@ def numbers(table: Node) -> list[dict[str, float]]:
 
 
 def pixels(image: Node) -> np.ndarray:
-    """(H, W, C) of an image in the page."""
+    """(H, W, 4) of an image in the page: red, green, blue and opacity."""
     kind, data = image.attributes["src"].split(",", 1)
     assert kind == "data:image/png;base64"
-    return np.atleast_3d(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))))
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGBA"))

@@ -14,30 +14,50 @@ from advplug.report.parts import Data, Grid, Section, Strip, attack_of, grouped,
 from advplug.results import Cell
 from advplug.samples import Sample
 
-BYTES = 1_900_000
+BYTES = 2_200_000
 """All images of a page, as text; fewer are shown where they would take more."""
 PROBED = 8
 TILE = 72
 """CSS pixels of a side, or the image's own where it has more, up to twice that."""
 
 
-def png_uri(pixels: Array) -> str:
-    """An image uint8 (C, H, W) as a PNG in a data URI: grey or coloured, and with a last channel of opacity."""
+def strip(images: Array) -> str:
+    """Images uint8 (k, C, H, W) side by side, with a gap after each that shows the page, as a PNG in a data URI."""
+    shown = _visible(images)
+    width = shown.shape[-1] + gap(shown.shape[-1])
+    padded = np.pad(shown, ((0, 0), (0, 0), (0, 0), (0, width - shown.shape[-1])))
+    pixels = np.moveaxis(np.concatenate(list(padded), axis=2), 0, 2)
+    clear = np.broadcast_to(np.arange(pixels.shape[1]) % width >= shown.shape[-1], pixels.shape[:2])
+    return f"data:image/png;base64,{base64.b64encode(_png(pixels, clear)).decode()}"
+
+
+def _png(pixels: Array, clear: Array) -> bytes:
+    """uint8 (H, W, 1 or 3), exactly, nothing to be seen where `clear`; in the form that takes the fewest bytes.
+
+    A channel of opacity would be a quarter of a file: a colour that is not used stands for what is clear.
+    """
     from PIL import Image
 
+    codes = pixels.astype(np.uint32) @ (256 ** np.arange(pixels.shape[2] - 1, -1, -1, dtype=np.uint32))
+    used = np.unique(codes[~clear])
     held = io.BytesIO()
-    shown = pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, 2)
-    Image.fromarray(np.ascontiguousarray(shown)).save(held, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"
-
-
-def strip(images: Array) -> str:
-    """Images uint8 (k, C, H, W) side by side, with a gap after each."""
-    shown = _visible(images)
-    opaque = np.full_like(shown[:, :1], 255)
-    whole = np.concatenate((shown, opaque), axis=1)
-    apart = np.pad(whole, ((0, 0), (0, 0), (0, 0), (0, gap(images.shape[-1]))))
-    return png_uri(np.concatenate(list(apart), axis=2))
+    if len(used) <= (15 if pixels.shape[2] == 1 else 255):
+        places = np.where(clear, len(used), np.searchsorted(used, codes)).astype(np.uint8)
+        made = Image.fromarray(places, "P")
+        colours = [used >> 16, used >> 8 & 255, used & 255] if pixels.shape[2] == 3 else [used] * 3
+        made.putpalette(np.stack([*colours], axis=1).astype(np.uint8).tobytes() + bytes(3))
+        made.save(held, "PNG", transparency=len(used))
+        return held.getvalue()
+    free = np.flatnonzero(~np.isin(np.arange(len(used) + 1), used))[0]
+    if pixels.shape[2] == 1 and free > 255:
+        opaque = np.where(clear, 0, 255).astype(np.uint8)
+        Image.fromarray(np.dstack((pixels, opaque)), "LA").save(held, "PNG")
+        return held.getvalue()
+    key = (int(free) >> 16, int(free) >> 8 & 255, int(free) & 255)[-pixels.shape[2] :]
+    filled = np.ascontiguousarray(np.where(clear[..., None], np.array(key, dtype=np.uint8), pixels))
+    shown = Image.fromarray(filled if len(key) == 3 else filled[..., 0])
+    shown.save(held, "PNG", transparency=key if len(key) == 3 else key[0])
+    return held.getvalue()
 
 
 def gap(side: int) -> int:
