@@ -13,6 +13,7 @@ from typing import Any
 
 from advplug.errors import UsageError
 from advplug.report import accuracies, observations, overview, poisons
+from advplug.report.headline import headline
 from advplug.report.images import images
 from advplug.report.parts import Data, Section, load
 from advplug.store import explained
@@ -87,7 +88,7 @@ def render(data: Data, explanations: Section | None = None) -> str:
         "policy": _policy(script),
         "style": Markup(_asset("page.css")),  # noqa: S704 - a file of this package
         "script": Markup(script),  # noqa: S704 - likewise
-        "headline": overview.headline(data),
+        "headline": headline(data),
         "summary": _summary(data),
         "warnings": overview.warnings(data),
         "sections": _sections(data, explanations),
