@@ -95,9 +95,9 @@ def _by_class(data: Data, drops: Sequence[_Drop], size: int, title: str, name: s
         "images": lambda r: number(int(first.images[r[1]]), "d"),
     }
     for d, who in zip(drops, victims, strict=True):
-        columns[f"{who}: clean → robust %"] = _before_and_after(d)
+        columns[f"{who} %"] = _before_and_after(d)
     rows = list(zip(labels, shown, strict=True))
-    table = tabulated(f"Accuracy by class: {title}", columns, rows)
+    table = tabulated(f"Accuracy by class, clean → robust: {title}", columns, rows)
     left = f" Of {len(held)} classes the {len(shown)} that fall most are shown." if len(held) > len(shown) else ""
     told = f"Drop in points by class and victim; dark blue is a small drop, yellow a large one.{left}"
     return Picture(title, told, svg, table)
