@@ -99,7 +99,7 @@ def roclip(
     ] = 0.02,
     every: Annotated[
         int, Param("match images with the pool in each such epoch, with their own captions in the others", ge=1)
-    ] = 2,
+    ] = 3,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     lr: Rate = None,

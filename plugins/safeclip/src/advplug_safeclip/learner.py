@@ -70,12 +70,14 @@ class Learner:
     def batches(self, rows: Array, stream: Stream) -> Iterator[tuple[Array, torch.Generator]]:
         """Whole batches of `rows` in random order, and a generator for what is drawn; the rest is left out.
 
-        Fewer rows than a batch make one of their own, a single one none.
+        Fewer rows than a batch make one of their own, a single one or none at all make none.
         """
+        if len(rows) < 2:
+            return
         draws = stream.generator()
         size = min(self.batch_size, len(rows))
         order = rows[torch.randperm(len(rows), generator=draws).numpy()]
-        for start in range(0, len(rows) - size + 1 if size > 1 else 0, size):
+        for start in range(0, len(rows) - size + 1, size):
             yield order[start : start + size], draws
 
 
