@@ -20,7 +20,8 @@ GUIDE = (ROOT / "docs" / "plugins.md").read_text()
 
 
 def blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```([^\n]*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [body for name, body in found if name == language]
 
 
 def write(folder: Path, **files: str) -> Path:
