@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from advplug import launch
 from advplug.artifacts import Artifact, Artifacts
 from advplug.contracts import (
     Calibrated,
@@ -31,6 +32,7 @@ from advplug.contracts import (
     Tuned,
     Wrap,
 )
+from advplug.crew import ALONE, Crew
 from advplug.data import Dataset, Split
 from advplug.errors import UsageError
 from advplug.gallery import with_texts
@@ -76,16 +78,22 @@ class Built:
 
 @dataclass
 class _Chain:
-    """The key of the weights so far: a hash of everything that made them."""
+    """What made the weights so far, whoever trained them."""
 
     recipe: dict[str, Any]
 
     @property
-    def key(self) -> str:
+    def name(self) -> str:
+        """A hash of everything that made them: randomness in training depends on it."""
         return digest(self.recipe)
 
+    @property
+    def key(self) -> str:
+        """Their name in the cache, which tells them from those that others trained."""
+        return digest({**self.recipe, **launch.recipe()})
+
     def extended(self, **more: Any) -> _Chain:
-        return _Chain({"after": self.key, **more})
+        return _Chain({"after": self.name, **more})
 
 
 @dataclass(frozen=True)
@@ -99,10 +107,12 @@ class _Made:
 
 
 class Builder:
-    """Builds victims on one device, sharing datasets and the weight cache."""
+    """Builds victims on one device, sharing datasets and the weight cache; `crew` trains them."""
 
-    def __init__(self, artifacts: Artifacts, device: str, offline: bool, progress: Stages) -> None:
-        self._artifacts, self._offline, self._progress = artifacts, offline, progress
+    def __init__(
+        self, artifacts: Artifacts, device: str, offline: bool, progress: Stages, crew: Crew = ALONE
+    ) -> None:  # fmt: skip
+        self._artifacts, self._offline, self._progress, self._crew = artifacts, offline, progress, crew
         self.device = pick_device(device)
         self._datasets: dict[str, Dataset] = {}
         self._poisons: dict[str, Poisoned] = {}
@@ -201,7 +211,7 @@ class Builder:
                 found = stage.apply(trained, training)
             return Artifact({"kept": torch.from_numpy(np.asarray(found.kept))}, facts=found.facts)
 
-        chain = _Chain({"schema": SCHEMA, "sifted": plan.recipe, "by": plain(bound.recipe)})
+        chain = _Chain({"schema": SCHEMA, "sifted": launch.without(plan.recipe), "by": plain(bound.recipe)})
         made = self._artifacts.get_or_make(chain.key, make, f"{bound.label} on {plan.dataset.label}")
         return Sifted(made.tensors["kept"].numpy(), made.facts)
 
@@ -221,7 +231,7 @@ class Builder:
             if isinstance(stage, TrainingData | Sift | Objective | Fit)
         ]
         how = plain(vars(schedule)) if schedule else None
-        recipe = {**plan.baseline.recipe, "model": plain(_weights_recipe(plan.model))}
+        recipe = {**launch.without(plan.baseline.recipe), "model": plain(_weights_recipe(plan.model))}
         chain = _Chain({"schema": SCHEMA, **recipe, "schedule": how, "training": plain(parts)})
         if schedule is None:
             return _Made(fresh(), {}), chain
@@ -288,11 +298,13 @@ class Builder:
         """How this step is trained; its randomness depends on the recipe, not on how that was spelled."""
         schedule = plan.model.value.schedule(info) or TUNING
         self._progress.stage(title, 0)
-        stream = Stream(plan.seed, f"train/{chain.key}")
+        stream = Stream(plan.seed, f"train/{chain.name}")
         dataset = self.dataset(plan.dataset)
         test = left_to_judge(dataset.test, self._poisoned(plan))
         report = self._report(title)
-        return Training(data, info, schedule, self.device, stream, report, test=test, clean=dataset.train)
+        return Training(
+            data, info, schedule, self.device, stream, report, test=test, clean=dataset.train, crew=self._crew
+        )
 
     def _report(self, title: str) -> Callable[[int, int, int, int, float], None]:
         def report(epoch: int, epochs: int, step: int, steps: int, loss: float) -> None:

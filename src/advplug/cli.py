@@ -16,6 +16,7 @@ from advplug.cli_groups import cache, plugin
 from advplug.cli_pack import pack, predict
 from advplug.cli_report import report
 from advplug.cli_run import Interrupted, command_line, run, schema, show_status
+from advplug.cli_training import training_option
 from advplug.defaults import CRAFTED_BY, OUTPUT
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -89,6 +90,7 @@ _RUN = (
     *_RUN,
 )  # fmt: skip
 @executor_options
+@training_option
 def evaluate(no_baseline: bool, plot: Path | None, **given: Any) -> None:
     """Evaluate models under attack, with and without defenses.
 
@@ -129,6 +131,7 @@ def evaluate(no_baseline: bool, plot: Path | None, **given: Any) -> None:
     *_RUN,
 )  # fmt: skip
 @executor_options
+@training_option
 def transfer(attack: str, **given: Any) -> None:
     """Craft on each model, judge on each: a matrix of robust accuracies.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from advplug.cli_executors import executor_options
+from advplug.cli_training import training_option
 from advplug.defaults import OUTPUT, SPEC
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Interrupted(Exception):  # noqa: N818 - not an error
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no notes on standard error.")
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens, and show warnings of libraries.")
 @executor_options
+@training_option
 def run(
     matrix: Path,
     scale: str | None,

@@ -9,6 +9,7 @@ from typing import Any
 
 from advplug.contracts import Gradient, VictimRef
 from advplug.keys import digest
+from advplug.launch import recipe as launch_recipe
 from advplug.params import plain
 from advplug.parse import Reference, Stack
 from advplug.registry import Entry, Registry
@@ -93,6 +94,7 @@ class VictimPlan:
             "model": {**self.model.recipe, "identity": plain(self.model.value.identity())},
             "defense": [d.recipe for d in self.defense],
             "seed": self.seed,
+            **launch_recipe(),
         }
 
     @cached_property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,8 +13,9 @@ from advplug.allowance import UNLIMITED, Allowance
 from advplug.budgets import parse_budget
 from advplug.certificates import CertificatePlan, planned
 from advplug.defaults import CRAFTED_BY, OUTPUT, SPEC
-from advplug.errors import UsageError
-from advplug.executors import Placement, started
+from advplug.errors import AdvplugError, UsageError
+from advplug.executors import IN_PROCESS, Placement, started
+from advplug.launch import asked
 from advplug.matrix import THREAT_KEYS, Axes, Sweep, expand
 from advplug.parse import Reference, parse_reference, parse_stack, parse_victim
 from advplug.plans import Bound, VictimPlan, bind, bind_stack
@@ -209,8 +210,9 @@ def execute(
     from advplug.work import Options
 
     keep_freed_memory()
-    options = Options(request.device, request.batch_size, request.audit, request.offline, request.cache)
     progress = progress or Silent()
+    failed = _trained_together(request, sweeps, poisons, progress)
+    options = Options(request.device, request.batch_size, request.audit, request.offline, request.cache, failed)
     with ExitStack() as stack:
         # First, so that nothing is touched where it cannot be had.
         asked = limits([*sweeps, *poisons])
@@ -235,6 +237,31 @@ def execute(
     if impossible and all(c.status == "refused" or c.reason in runner.usage_errors for c in result.done):
         raise UsageError(impossible[0])
     return result
+
+
+def _trained_together(
+    request: Request, sweeps: list[Sweep], poisons: Sequence[PoisonPlan], progress: Progress
+) -> Mapping[str, AdvplugError]:
+    """Trains what is due in all processes of a launcher, where that is asked for; only the main process comes back.
+
+    What could not be trained is told by the victim's key. Raises UsageError.
+    """
+    if asked() is None:
+        return {}
+    if request.placement.executor != IN_PROCESS:
+        raise UsageError("--train-with trains in the processes of a launcher; use it without --executor")
+    from advplug.store import finished
+    from advplug.together import train
+    from advplug.work import Piece, victims_of
+
+    pieces: list[Piece] = [s for s in sweeps if s.refused is None]
+    pieces += [*certificates(request, sweeps), *poisons]
+    keys = [[p.cell_key(eps) for eps in p.budgets] if isinstance(p, Sweep) else [p.key] for p in pieces]
+    fresh = request.fresh or request.output is None
+    done = {} if fresh else finished(request.output or Path(), [key for found in keys for key in found])
+    due = [p for p, found in zip(pieces, keys, strict=True) if any(done.get(key) != "ok" for key in found)]
+    plans = {plan.key: plan for piece in due for plan in victims_of(piece)}
+    return train(list(plans.values()), request.device, request.cache, request.offline, progress)
 
 
 def _write(spec: str, path: Path) -> None:

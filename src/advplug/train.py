@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from advplug.contracts import DatasetInfo, Objective, Schedule
+from advplug.crew import ALONE, Crew
 from advplug.data import Split
 from advplug.errors import CellFailure
 from advplug.rng import Stream
@@ -31,6 +32,7 @@ class Training:
 
     `test` are the images that the model will be judged on, to be compared with the data and nothing else. `clean` is
     the training set before anyone poisoned it, for defenders who own clean data: they take a part and say how much.
+    `crew` are the processes that train, each on its part of every batch.
     """
 
     data: Split
@@ -41,6 +43,7 @@ class Training:
     progress: Progress | None = None
     test: Split | None = None
     clean: Split | None = None
+    crew: Crew = ALONE
     fits: int = field(default=0, init=False)
 
     def fit(
@@ -55,12 +58,18 @@ class Training:
         The objective is cross-entropy unless given; `parameters` restricts what is updated (batch-norm
         statistics always follow the data). The result depends on the stream, the schedule and how many
         fits came before, and the global generators are left as they were. Every image is seen once an
-        epoch; a last batch of one image joins the one before it, since batch norm cannot take it.
+        epoch; a last batch of one image joins the one before it, since batch norm cannot take it, and one of
+        fewer images than processes likewise.
         Raises CellFailure where the loss stops being finite or there are fewer than two images.
         """
         plan = schedule or self.schedule
         if len(self.data) < 2:
             raise CellFailure(f"training needs at least 2 images, got {len(self.data)}")
+        if min(plan.batch_size, len(self.data)) < self.crew.size:
+            raise CellFailure(
+                f"{self.crew.size} processes cannot share batches of {min(plan.batch_size, len(self.data))} images; "
+                "use a larger batch_size or fewer processes"
+            )
         stream = self.stream.child("fit", self.fits, plan.seed)
         self.fits += 1
         model.to(self.device).train()
@@ -70,7 +79,7 @@ class Training:
                 "the model has no parameters that could be trained; use a defense that wraps, such as jpeg"
             )
         try:
-            with _only(model, chosen), stream.as_global():
+            with _only(model, chosen), self.crew.joined(model), self.crew.own(stream).as_global():
                 self._run(model, objective, chosen, plan, stream)
         finally:
             model.eval()
@@ -80,7 +89,7 @@ class Training:
         self, model: nn.Module, objective: Objective | None, chosen: list[nn.Parameter], plan: Schedule, stream: Stream
     ) -> None:
         steps = math.ceil(len(self.data) / plan.batch_size)
-        if len(self.data) % plan.batch_size == 1 and steps > 1:
+        if 0 < len(self.data) % plan.batch_size < max(2, self.crew.size) and steps > 1:
             steps -= 1
         optimizer = _optimizer(chosen, plan)
         rate = torch.optim.lr_scheduler.LambdaLR(
@@ -91,11 +100,12 @@ class Training:
             order = torch.randperm(len(self.data), generator=draws).numpy()
             for step in range(steps):
                 rows = order[step * plan.batch_size : (step + 1) * plan.batch_size if step + 1 < steps else None]
-                loss = self._loss(model, objective, rows, plan, draws, stream.child(epoch, step))
-                value = loss.item()
-                demand_finite(value, (epoch + 1, plan.epochs, step + 1, steps), plan.lr)
+                mine = rows[self.crew.part(len(rows))]
+                with self.crew.forward():
+                    loss = self._loss(model, objective, rows, plan, draws, stream.child(epoch, step))
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
+                value = self.crew.backward(loss, len(mine) / len(rows), chosen)
+                demand_finite(value, (epoch + 1, plan.epochs, step + 1, steps), plan.lr)
                 optimizer.step()
                 rate.step()
                 if self.progress is not None:
@@ -110,12 +120,14 @@ class Training:
         draws: torch.Generator,
         stream: Stream,
     ) -> Tensor:
-        batch = self.data.batch(rows)
-        x = augment(batch.x, plan, draws).to(self.device)
+        part = self.crew.part(len(rows))
+        batch = self.data.batch(rows[part])
+        moves = Moves.drawn(len(rows), plan, draws).of(part)
+        x = moves.applied(batch.x).to(self.device)
         y = batch.y.to(self.device)
         if objective is None:
             return functional.cross_entropy(model(x), y)
-        return objective.loss(model, x, y, stream)
+        return objective.loss(model, x, y, self.crew.own(stream))
 
 
 def demand_finite(loss: float, place: tuple[int, int, int, int], lr: float) -> None:
@@ -128,24 +140,50 @@ def demand_finite(loss: float, place: tuple[int, int, int, int], lr: float) -> N
         )
 
 
+@dataclass(frozen=True)
+class Moves:
+    """What is drawn for a batch: which images (B, 1, 1, 1) are mirrored, and by how much (B, 2) each is moved.
+
+    Offsets count pixels down and right from `shift` pixels up and left; None for what is not asked for.
+    """
+
+    mirrored: Tensor | None
+    offset: Tensor | None
+    shift: int
+
+    @classmethod
+    def drawn(cls, n: int, plan: Schedule, draws: torch.Generator) -> Moves:
+        """Each image mirrored with probability 1/2 and moved by up to `plan.shift` pixels; `draws` is on the CPU."""
+        mirrored = torch.rand(n, 1, 1, 1, generator=draws) < 0.5 if plan.flip else None
+        offset = torch.randint(0, 2 * plan.shift + 1, (n, 2), generator=draws) if plan.shift else None
+        return cls(mirrored, offset, plan.shift)
+
+    def of(self, part: slice) -> Moves:
+        """Those of some of the images."""
+        mirrored, offset = (None if made is None else made[part] for made in (self.mirrored, self.offset))
+        return Moves(mirrored, offset, self.shift)
+
+    def applied(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) so changed; edges are repeated."""
+        if self.mirrored is not None:
+            x = torch.where(self.mirrored, x.flip(3), x)
+        if self.offset is not None:
+            height, width = x.shape[2:]
+            wide = functional.pad(x, (self.shift,) * 4, mode="replicate")
+            rows = (torch.arange(height) + self.offset[:, :1])[:, None, :, None]
+            columns = (torch.arange(width) + self.offset[:, 1:])[:, None, None, :]
+            image = torch.arange(len(x))[:, None, None, None]
+            channel = torch.arange(x.shape[1])[None, :, None, None]
+            x = wide[image, channel, rows, columns]
+        return x
+
+
 def augment(x: Tensor, plan: Schedule, draws: torch.Generator) -> Tensor:
     """Images (B, C, H, W), each mirrored with probability 1/2 and moved by up to `plan.shift` pixels.
 
     Edges are repeated. The draws come from `draws`, a generator on the CPU.
     """
-    if plan.flip:
-        mirrored = torch.rand(len(x), 1, 1, 1, generator=draws) < 0.5
-        x = torch.where(mirrored, x.flip(3), x)
-    if plan.shift:
-        height, width = x.shape[2:]
-        wide = functional.pad(x, (plan.shift,) * 4, mode="replicate")
-        offset = torch.randint(0, 2 * plan.shift + 1, (len(x), 2), generator=draws)
-        rows = (torch.arange(height) + offset[:, :1])[:, None, :, None]
-        columns = (torch.arange(width) + offset[:, 1:])[:, None, None, :]
-        image = torch.arange(len(x))[:, None, None, None]
-        channel = torch.arange(x.shape[1])[None, :, None, None]
-        x = wide[image, channel, rows, columns]
-    return x
+    return Moves.drawn(len(x), plan, draws).applied(x)
 
 
 def _optimizer(chosen: list[nn.Parameter], plan: Schedule) -> torch.optim.Optimizer:

@@ -45,13 +45,14 @@ VICTIMS_KEPT = 3
 
 @dataclass
 class Options:
-    """How to run, none of which changes a result."""
+    """How to run, none of which changes a result. `failed` are victims that are known to be no use, by key."""
 
     device: str = "auto"
     batch_size: int = 128
     audit: audits.AuditLevel = "quick"
     offline: bool = False
     cache: Path | None = None
+    failed: Mapping[str, AdvplugError] = field(default_factory=dict)
 
     def artifacts(self) -> Artifacts:
         return Artifacts(self.cache) if self.cache else Artifacts()
@@ -150,7 +151,7 @@ class Bench:
         self._victims: OrderedDict[str, tuple[Built, Clean]] = OrderedDict()
         self._seen: dict[str, tuple[Clean, bool | None]] = {}
         self._counts: list[Any] = []
-        self._unusable: dict[str, AdvplugError] = {}
+        self._unusable = dict(options.failed)
 
     @property
     def device(self) -> str:
