@@ -49,7 +49,7 @@ class Columns:
         """(B, C) to (B, K)."""
         if len(self.group) == self.classes:
             return logits
-        least = logits.new_full((len(logits), self.classes), -float("inf"))
+        least = logits.new_full((logits.shape[0], self.classes), -float("inf"))
         return least.scatter_reduce(1, self.group.expand_as(logits), logits, "amax")
 
     def own(self, classes: Tensor) -> Tensor:

@@ -66,6 +66,28 @@ def test_logits_are_those_of_open_clip(small: ClipScorer) -> None:
     assert small.scale == pytest.approx(1 / 0.07)
 
 
+def test_it_is_exported_with_its_texts_as_the_system_that_answers(small: ClipScorer) -> None:
+    """Classes of several texts, behind a defense, as `advplug pack` exports them."""
+    from advplug.defenses.inputs import bit_depth, input_wrap
+    from advplug.pack_export import Deployed
+    from advplug.victim import Columns, Victim
+
+    columns = Columns(torch.tensor([0, 0, 1]), small.scale, 2)
+    texts = small.with_gallery(["a red cat", "the cat", "a dog"])
+    victim = Victim(texts, 2, (input_wrap(lambda x: bit_depth(x, 4)),), columns=columns)
+    x = images()
+    said = victim.decide(x)
+    assert said.scores is not None
+    with victim.frozen(), torch.no_grad():
+        graph = torch.export.export(
+            Deployed(victim), (x[:2],), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
+        ).module()
+        label, probabilities, accepted = graph(x)
+    assert torch.equal(label, said.label)
+    torch.testing.assert_close(probabilities, said.scores.softmax(1))
+    assert accepted.all()
+
+
 def test_grey_images_and_other_sizes_are_taken(small: ClipScorer) -> None:
     with torch.no_grad():
         grey = images(channels=1)

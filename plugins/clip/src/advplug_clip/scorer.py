@@ -73,7 +73,10 @@ class ClipScorer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, C) of images (B, 1 or 3, H, W) in [0, 1]."""
         features = functional.normalize(self.encode_image(x), dim=-1)
-        return self.scale * (features @ self.columns.to(features).T)
+        # A traced graph holds no number that is read off a tensor.
+        scale = self.clip.logit_scale.detach().exp() if torch.compiler.is_exporting() else self.scale
+        logits: Tensor = scale * (features @ self.columns.to(features).T)
+        return logits
 
     def encode_image(self, x: Tensor) -> Tensor:
         """Features (B, D), projected and not normalised; grey images count as three equal channels.
