@@ -224,6 +224,15 @@ def test_status_tells_done_failed_refused_and_pending(monkeypatch: pytest.Monkey
     assert found["pending_passes"] > 0
 
 
+def test_status_tells_what_is_refused_and_why() -> None:
+    ran = go(f"datasets: '{TINY}'\nmodels: {CNN}\nattacks: ifgsm\neps: [8/255, 'l1:2']\naudit: none\n", "-q")
+    assert "pending" not in ran.out
+    found = run("status", "out", "--json").json
+    assert found["counts"] == {"done": 1, "failed": 0, "refused": 1, "pending": 0}
+    reason = "ifgsm has no l1 version; it works in l2, linf"
+    assert f"refused: ifgsm on {CNN} (none), l1 2: {reason}\n" in run("status", "out").out
+
+
 def test_status_of_an_evaluation_and_of_cells_that_are_not_asked_for() -> None:
     evaluate = ("eval", "-m", CNN, "--dataset", TINY, "--audit", "none", "-o", "out", "-q")
     assert run(*evaluate, "-a", "fgsm").code == 0

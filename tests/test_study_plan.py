@@ -229,14 +229,16 @@ def test_a_dry_run_imports_no_torch() -> None:
 
 
 def test_a_dry_run_shows_refused_cells_with_reasons() -> None:
-    Path("m.yaml").write_text("title: what goes\nmodels: cnn\ndefenses: advtrain\nattacks: [fgsm, 'fgsm:norm=l2']\n")
+    text = f"title: what goes\ndatasets: '{TINY}'\nmodels: cnn\nattacks: ifgsm\neps: [8/255, 'l1:2']\n"
+    Path("m.yaml").write_text(text)
     text = run("run", "m.yaml", "--dry-run").out
     rows = run("run", "m.yaml", "--dry-run", "--json").json
-    assert text.startswith("what goes\n")
-    for row in rows["cells"]:
-        if row["state"] == "refused":
-            assert row["reason"] in text
-    assert {row["state"] for row in rows["cells"]} <= {"to do", "refused"}
+    assert text.startswith("what goes\n\n2 cells, 1 to compute\n")
+    assert [(c["norm"], c["state"], c["reason"] is None) for c in rows["cells"]] == [
+        ("linf", "to do", True),
+        ("l1", "refused", False),
+    ]
+    assert "refused: ifgsm on cnn (none): ifgsm has no l1 version; it works in l2, linf" in text
     assert not list(Path().glob("advplug-results*"))
     assert set(rows["forecast"]) == {"passes", "most_passes", "guessed"}
 
