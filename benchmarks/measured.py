@@ -70,10 +70,10 @@ COMMANDS = {
     "poison-removal": "--dataset digits -m cnn -a ba:rate=0.05 -d art.spectral-signatures -d art.activation-clustering "
     "-d art.neural-cleanse",
     "poison-removal-mnist": "--dataset mnist:root=$ADVPLUG_DATA/mnist,train=5000,n=2000 -m cnn-a:epochs=5 "
-    "-a ba:rate=0.05 -d art.spectral-signatures -d art.activation-clustering",
+    "-a ba:rate=0.05 -d art.spectral-signatures -d art.activation-clustering -d art.activation-clustering:share=0.45",
     # CLIP on photographs from a folder; the sample is far too small to learn from, so this shows that it runs.
-    "flickr8k": "--dataset flickr8k:$ADVPLUG_DATA/flickr8k,size=32 -m clip-tiny:task=retrieval,epochs=4 "
-    "-a ba:trigger=checker,size=4,count=80,target=dog -d safeclip -d roclip -d cleanclip",
+    "flickr8k": "--dataset flickr8k:$ADVPLUG_DATA/flickr8k,size=32,classes=dog:man:woman:child -m clip-tiny:epochs=4 "
+    "-a ba:trigger=checker,size=4,count=80,target=dog -d safeclip -d roclip:every=2 -d cleanclip",
 }
 SEEDS = dict.fromkeys(
     ("backdoors", "backdoors-mnist", "label-flips", "poison-removal", "poison-removal-mnist"), (0, 1, 2)

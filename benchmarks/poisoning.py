@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -120,8 +121,13 @@ def verdicts(rows: list[Row]) -> Row:
         "targets_taken": sum(a["value"] * a["n"] for a in aimed) <= TARGETS * sum(a["n"] for a in aimed),
         "zero_shot_lost": max(plain[r["seed"]]["clean_accuracy"]["value"] - r["clean_accuracy"]["value"] for r in mine)
         <= LOSS,
-        "time": max((r["seconds_ratio"] / r["passes_ratio"] for r in mine if "seconds_ratio" in r), default=0) <= TIME,
+        "time": _middle([r["seconds_ratio"] / r["passes_ratio"] for r in mine if "seconds_ratio" in r]) <= TIME,
     }
+
+
+def _middle(ratios: list[float]) -> float:
+    """The median: other work on the machine slows single runs."""
+    return statistics.median(ratios) if ratios else 0.0
 
 
 def joined(files: list[Path], defenses: list[str]) -> list[Row]:
