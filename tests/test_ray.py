@@ -155,6 +155,22 @@ def test_what_a_victim_is_built_on(here: Path) -> None:
     assert based("prune", "prune+bit-depth", "advtrain") == [[], ["none"], ["prune", "none"], []]
 
 
+def test_what_goes_wrong_beside_the_work() -> None:
+    from advplug.ray_executor import explained
+
+    ray_says = RuntimeError(
+        "The remote function failed to import on the worker. This may be because needed library dependencies are not "
+        "installed:\n\nTraceback (most recent call last):\nModuleNotFoundError: No module named 'advplug'"
+    )
+    for cause, lacking in ((ray_says, "advplug"), (ImportError("No module named 'advplug_art'"), "advplug_art")):
+        told = explained(cause)
+        assert isinstance(told, UsageError)
+        assert str(told).startswith(
+            f"a machine of the Ray cluster lacks packages (No module named '{lacking}'); install"
+        )
+    assert explained(ray.exceptions.RaySystemError("other")).args == ray.exceptions.RaySystemError("other").args
+
+
 # --- a cluster of two nodes, each with a cache of its own ---
 
 
@@ -188,6 +204,11 @@ class Driver:
             command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
+    def reaches(self, file: Path, seconds: float = 180) -> None:
+        """Waits until it has come so far that the file is there."""
+        wait_for(lambda: file.exists() or self.process.poll() is not None, seconds)
+        assert self.process.poll() is None, self.wait()
+
     def wait(self) -> tuple[int, str, str]:
         out, err = self.process.communicate()
         return self.process.returncode, out, err
@@ -202,19 +223,6 @@ class Driver:
             except OSError:  # gone meanwhile
                 continue
         return found
-
-    def listening(self) -> set[str]:
-        """The addresses at which they can be reached, as /proc writes them: 0100007F is 127.0.0.1."""
-        rows = [line.split() for name in ("tcp", "tcp6") for line in Path("/proc/net", name).read_text().splitlines()]
-        sockets = {f"socket:[{row[9]}]": row[1].partition(":")[0] for row in rows if row[3] == "0A"}
-        found = set()
-        for folder in self.left():
-            for file in (folder / "fd").glob("*"):
-                try:
-                    found.add(sockets.get(os.readlink(file), ""))
-                except OSError:
-                    continue
-        return found - {""}
 
 
 def on(cluster: Any) -> tuple[str, ...]:
@@ -280,7 +288,7 @@ def test_results_are_those_of_one_process(here: Path, cluster: Any) -> None:
 def test_a_worker_that_is_killed_costs_its_cell_nothing_but_time(here: Path, cluster: Any) -> None:
     asked = ("-m", HALTING, "-a", "fgsm", "-a", "pgd:steps=3", "-d", "bit-depth", "-e", "8/255", "--dataset", TINY)
     driver = Driver(here, "eval", *asked, "-o", "out", "--json", *on(cluster))
-    wait_for((here / "halted").exists, 120)
+    driver.reaches(here / "halted")
     os.kill(int((here / "halted").read_text()), signal.SIGKILL)
     code, out, err = driver.wait()
     assert code == 0, err
@@ -295,7 +303,7 @@ def test_a_worker_that_is_killed_costs_its_cell_nothing_but_time(here: Path, clu
 def test_a_driver_that_is_killed_loses_nothing_finished(here: Path, cluster: Any) -> None:
     asked = ("-m", LINEAR, "-m", HALTING, "-a", "fgsm", "-a", "pgd:steps=3", "-e", "8/255", "--dataset", TINY, *QUICK)
     driver = Driver(here, "eval", *asked, "-o", "out", *on(cluster))
-    wait_for((here / "halted").exists, 120)
+    driver.reaches(here / "halted")
     wait_for(lambda: sum(row[0] == "ok" for row in stored(here / "out").values()) >= 2, 120)
     driver.process.kill()
     driver.wait()
@@ -445,10 +453,11 @@ def test_an_interrupted_run_says_how_to_go_on_and_leaves_no_process_behind(here:
     asked = ("eval", "-m", HALTING, "-a", "fgsm", "-e", "8/255", "--dataset", TINY, *QUICK, "-o", "out",
              "--executor", "ray")  # fmt: skip
     driver = Driver(here, *asked)
-    wait_for((here / "halted").exists, 180)
+    driver.reaches(here / "halted")
     assert any("raylet" in command for command in driver.left().values())
-    # Whoever reaches a port can run code, so that nobody may from outside: 127.0.0.1, in IPv4 and mapped to IPv6.
-    assert driver.listening() <= {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+    # Whoever reaches a port can run code, unless the cluster asks for a token.
+    (raylet,) = (folder for folder, command in driver.left().items() if "raylet/raylet" in command)
+    assert b"RAY_AUTH_MODE=token" in (raylet / "environ").read_bytes()
     driver.process.send_signal(signal.SIGINT)
     code, _, err = driver.wait()
     assert code == 130

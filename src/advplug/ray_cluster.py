@@ -60,8 +60,8 @@ def _connect(address: str | None) -> None:
         usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         fewer = {"num_cpus": usable} if usable != os.cpu_count() else {}
         try:
-            # On the loopback address, so that only this machine reaches its ports: they run anybody's code.
-            ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **fewer, **options)
+            # Its ports are open to the network, and run the code of whoever has the token that Ray makes.
+            ray.init(address="local", include_dashboard=False, **fewer, **options)
         except Exception as error:  # Ray raises no type of its own here
             raise UsageError(f"Ray cannot be started here: {' '.join(str(error).split())}") from error
         return

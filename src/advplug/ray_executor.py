@@ -7,6 +7,7 @@ sent plans and send back what came of them. A task whose worker dies is run agai
 from __future__ import annotations
 
 import os
+import re
 import sys
 import uuid
 from collections import Counter
@@ -213,10 +214,7 @@ class RayExecutor:
             reply: Reply = ray.get(reference)
             more = None if reply.unfit or reply.lost else self._more(task, reply)
         except ray.exceptions.RayTaskError as error:
-            cause = error.as_instanceof_cause()
-            if isinstance(cause, ImportError):
-                raise UsageError(f"a worker of Ray cannot import what it needs: {cause.args[0]}") from error
-            raise cause from error
+            raise explained(error.as_instanceof_cause()) from error
         except ray.exceptions.RayError as error:
             self._again(board, runner, task, f"its worker died, {type(error).__name__}")
             return
@@ -287,6 +285,18 @@ class RayExecutor:
 def _used(piece: Piece) -> set[str]:
     victims = victims_of(piece)
     return {plan.key for victim in victims for plan in (victim, *built_on(victim))}
+
+
+def explained(cause: Exception) -> Exception:
+    """What went wrong in a worker beside the work, as an error to raise here."""
+    text = " ".join(str(cause).split())
+    if isinstance(cause, ImportError) or "failed to import on the worker" in text:
+        lacking = re.findall(r"No module named '[\w.]+'", text)
+        why = f" ({lacking[-1]})" if lacking else ""
+        return UsageError(
+            f"a machine of the Ray cluster lacks packages{why}; install advplug and its plugins as here, on all of them"
+        )
+    return cause
 
 
 def built_on(plan: VictimPlan) -> list[VictimPlan]:
