@@ -39,7 +39,9 @@ from advplug.victim import Victim
 STEPS = 4
 """Steps of the attack that is timed."""
 REPEATS = 3
-"""How often it is timed; the median counts, after one that warms up."""
+"""How often it is timed at most; the median counts, after one that warms up."""
+ENOUGH = 2.0
+"""Seconds after which it is not timed again."""
 EPOCHS = 6
 """Epochs of a defense that trains and does not say how many."""
 
@@ -227,4 +229,6 @@ def _median(work: Callable[[], object], device: torch.device) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - clock)
+        if sum(seconds) > ENOUGH:
+            break
     return statistics.median(seconds)
