@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import socket
 import subprocess
@@ -202,8 +203,6 @@ COMMAND = ("eval", "-m", "cnn:epochs=1,batch_size=10", "-d", "prune", "-a", "fgs
 def test_two_processes_train_once_print_once_and_come_to_the_same(
     tmp_path: Path, environment: pytest.MonkeyPatch
 ) -> None:
-    import json
-
     cache = tmp_path / "cache"
     (out, err), helper = ended(
         launched(2, "-m", "advplug", *COMMAND, "--train-with", "accelerate", cwd=tmp_path, ADVPLUG_CACHE=str(cache))
@@ -241,6 +240,22 @@ def test_one_process_in_float32_is_a_plain_run(tmp_path: Path, environment: pyte
     assert again.code == 0, again.err
     assert without_times(again.json) == without_times(plain.json)
     assert "training" not in again.err
+
+
+@needs_accelerate
+@pytest.mark.slow
+def test_accelerates_own_launcher_says_the_precision(tmp_path: Path) -> None:
+    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1",
+                "--dynamo_backend", "no", "--mixed_precision", "bf16", "-m", "advplug")  # fmt: skip
+    outside = {k: v for k, v in os.environ.items() if k not in ENVIRONMENT}
+    done = subprocess.run(
+        [sys.executable, *launcher, *COMMAND, "--train-with", "accelerate"], cwd=tmp_path, capture_output=True,
+        text=True, check=False, env=outside | {"HF_HOME": str(tmp_path), "ADVPLUG_CACHE": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    cells = json.loads(done.stdout)["cells"]
+    assert [c["status"] for c in cells] == ["ok", "ok"]
+    assert all(c["provenance"]["trained_by"] == {"processes": 1, "precision": "bf16"} for c in cells)
 
 
 @needs_accelerate

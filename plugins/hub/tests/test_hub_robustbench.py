@@ -258,6 +258,7 @@ def test_every_entry_loads_in_full_size(kind: tuple[str, int, int], tmp_path: Pa
         source = models.robustbench(entry.name, entry.norm, path)
         with torch.no_grad():
             assert source.build(registry_info()).eval()(x).isfinite().all()
+    path.unlink()  # up to a gigabyte
 
 
 @cache
