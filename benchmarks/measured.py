@@ -86,7 +86,7 @@ def run(name: str) -> dict[str, Any]:
     seeds = SEEDS.get(name, (0,))
     clock = time.perf_counter()
     results = [_result(name, seed) for seed in seeds]
-    repeated = "" if len(seeds) == 1 else " --seed SEED"
+    repeated = "" if len(seeds) == 1 else "".join(f" --seed {seed}" for seed in seeds)
     return {
         "command": f"advplug eval {COMMANDS[name].replace('$OUT/', '')}{repeated}",
         "seconds": round(time.perf_counter() - clock),

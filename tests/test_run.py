@@ -174,7 +174,7 @@ def test_what_tells_most_comes_first_and_the_rest_is_pending() -> None:
 def test_a_time_that_is_over_at_once() -> None:
     ran = run("run", "m.yaml", "--budget", "soon")
     assert (ran.code, ran.err.count("\n")) == (2, 1)
-    ran = go(LIMITED, "--budget", "1s", "--json", "-q")
+    ran = go(LIMITED, "--budget", "0.01s", "--json", "-q")
     assert ran.err.endswith("of 16 cells pending; run the same command to go on\n")
     assert json.loads(ran.out)["cells"]
     text = run("status", "out").out
