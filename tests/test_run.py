@@ -176,7 +176,7 @@ def test_a_time_that_is_over_at_once() -> None:
     assert (ran.code, ran.err.count("\n")) == (2, 1)
     ran = go(LIMITED, "--budget", "0.01s", "--json", "-q")
     assert ran.err.endswith("of 16 cells pending; run the same command to go on\n")
-    assert json.loads(ran.out)["cells"]
+    assert len(json.loads(ran.out)["cells"]) < 16
     text = run("status", "out").out
     assert text.startswith("16 cells: ")
     assert " pending" in text.splitlines()[0]
