@@ -42,7 +42,7 @@ def test_what_is_put_in_comes_out(tmp_path):
         assert store.evidence("k").adaptive.tolist() == [[True], [False]]
         assert store.cell("other") is None
         assert store.evidence("other") is None
-        store.put_audit("a", b"bytes")
+        store.put_audits({"a": b"bytes"})
         assert store.audit("a") == b"bytes"
         assert store.audit("b") is None
     with Store(tmp_path) as again:
@@ -80,6 +80,14 @@ def test_a_transaction_is_all_or_nothing(tmp_path):
         with pytest.raises(ValueError, match="JSON"):
             store.put("s", [(cell("good"), None), (cell("bad", notes=(float("nan"),)), None)])
         assert store.cell("good") is None
+
+
+def test_what_an_audit_found_is_kept_whole_or_not_at_all(tmp_path):
+    """An audit that is there is not run again, so nothing of it may be missing."""
+    with Store(tmp_path) as store:
+        with pytest.raises(Exception, match="type"):
+            store.put_audits({"quick:a": b"bytes", "batch:a": object()})
+        assert store.audit("quick:a") is None
 
 
 @pytest.mark.parametrize("content", [b"<html>not found</html>" * 50, b"SQLite format 3\0" + b"\xff" * 4000])

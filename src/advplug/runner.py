@@ -125,10 +125,10 @@ class Runner:
                 job.piece.key, outcome.cells, renew=self._lacks_static(job.piece), samples=outcome.samples
             )  # fmt: skip
         elif isinstance(outcome, Audited):
-            self.store.put_audit(job.piece.key, outcome.audit)
+            found = {job.piece.key: outcome.audit}
             if outcome.batch_dependent is not None:
-                bit = b"1" if outcome.batch_dependent else b"0"
-                self.store.put_audit(f"batch:{job.piece.victim.key}", bit)
+                found[f"batch:{job.piece.victim.key}"] = b"1" if outcome.batch_dependent else b"0"
+            self.store.put_audits(found)
         else:
             self._put(*outcome)
         self.tally.settled(job.piece.key)

@@ -206,9 +206,10 @@ class Store:
         with self._transaction():
             self._db.executemany("INSERT OR REPLACE INTO shown (kind, key, row) VALUES (?, ?, ?)", values)
 
-    def put_audit(self, key: str, audit: bytes) -> None:
+    def put_audits(self, audits: Mapping[str, bytes]) -> None:
+        """Writes all of them or none: an audit counts as done, so what it found of the victim has to be there too."""
         with self._transaction():
-            self._db.execute("INSERT OR REPLACE INTO audit (key, audit) VALUES (?, ?)", (key, audit))
+            self._db.executemany("INSERT OR REPLACE INTO audit (key, audit) VALUES (?, ?)", audits.items())
 
     def audit(self, key: str) -> bytes | None:
         row = self._row("SELECT audit FROM audit WHERE key=?", key)
