@@ -51,6 +51,18 @@ def test_signature_is_read() -> None:
     assert [s.name for s in params_of(everything, skip=frozenset({"from_", "attack"}))][-1] == "tag"
 
 
+def test_paths_may_hold_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PHOTOS", "/data/photos")
+    assert bind(SPECS, parse_reference("all:$PHOTOS/cats"), "it")["path"] == Path("/data/photos/cats")
+    assert bind(SPECS, parse_reference("all:${PHOTOS}/cats"), "it")["path"] == Path("/data/photos/cats")
+    monkeypatch.delenv("PHOTOS")
+    with pytest.raises(UsageError, match=r"environment variable PHOTOS is not set; export PHOTOS=FOLDER"):
+        bind(SPECS, parse_reference("all:$PHOTOS/cats"), "it")
+    monkeypatch.setenv("PRICE", "a$b")  # what a variable holds is taken as it is
+    monkeypatch.setenv("b", "no")
+    assert bind(SPECS, parse_reference("all:$PRICE"), "it")["path"] == Path("a$b")
+
+
 def test_defaults() -> None:
     bound = bind(SPECS, parse_reference("all:data/x"), "it")
     assert bound == {

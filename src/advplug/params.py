@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import re
 import sys
 import types
@@ -33,6 +34,7 @@ _KINDS: dict[Any, str] = {
 }
 _EXPONENT = re.compile(r"[eE]([+-]?\d+)")
 _MAX_EXPONENT = 300
+_VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)")
 TRUE = {"true", "yes", "on", "1"}
 FALSE = {"false", "no", "off", "0"}
 
@@ -218,6 +220,16 @@ def fraction(text: str) -> Fraction:
     return Fraction(numerator.strip()) / (Fraction(denominator.strip()) if slash else 1)
 
 
+def path(text: str) -> Path:
+    """A path with `~` and variables such as `$ADVPLUG_DATA` filled in. Raises UsageError for one that is not set."""
+    unset = next((name for name in _VARIABLE.findall(text) if name not in os.environ), None)
+    if unset is not None:
+        raise UsageError(
+            f"'{text}': the environment variable {unset} is not set; export {unset}=FOLDER, or write the path"
+        )
+    return Path(os.path.expandvars(text)).expanduser()
+
+
 def _bool(text: str) -> bool:
     if text.lower() in TRUE | FALSE:
         return text.lower() in TRUE
@@ -230,7 +242,7 @@ _CONVERTERS: dict[str, Callable[[str], Any]] = {
     "float": _number,
     "fraction": fraction,
     "str": str,
-    "path": lambda text: Path(text).expanduser(),
+    "path": path,
     "floats": lambda text: tuple(_number(t) for t in text.replace(";", ":").split(":")),
     "stack": parse_stack,
     "victim": parse_victim,

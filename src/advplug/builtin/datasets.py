@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from advplug.builtin.dataset_sources import Digits, Download, Fake, Folder, Npz
 from advplug.contracts import DatasetCaps, Param, Spec
 from advplug.errors import UsageError, did_you_mean
+from advplug.params import path as filled_path
 
 if TYPE_CHECKING:
     from advplug.splits import Amounts
@@ -141,7 +142,7 @@ def npz(
     try:
         amount, file = float(Fraction(train)), None
     except (ValueError, ZeroDivisionError, OverflowError):
-        amount, file = 1.0, Path(train).expanduser()
+        amount, file = 1.0, filled_path(train)
     if path is not None and file is not None:
         raise UsageError(f"npz: '{path}' and train={file} are two training files; give one of them")
     if file is not None and test is None:
