@@ -14,9 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).parent
 _cache: str | None = None
+# The same examples in every run, and no limit that a busy machine would break.
+settings.register_profile("advplug", derandomize=True, deadline=None)
+settings.load_profile("advplug")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -29,7 +29,7 @@ def cases(draw: st.DrawFn) -> tuple[Tensor, Tensor, str, float]:
 
 
 @given(cases())
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_projection_is_inside_idempotent_and_typed(case: tuple[Tensor, Tensor, str, float]) -> None:
     x, x_adv, norm, eps = case
     p = project(x, x_adv, norm, eps)
@@ -44,7 +44,7 @@ def test_projection_is_inside_idempotent_and_typed(case: tuple[Tensor, Tensor, s
 
 
 @given(cases())
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 def test_l1_projection_is_the_nearest_point(case: tuple[Tensor, Tensor, str, float]) -> None:
     """Against bisection on the threshold, an independent way to the same point."""
     x, x_adv, _, eps = case
