@@ -138,6 +138,13 @@ def test_variants_are_the_references_they_name() -> None:
     assert {(m, a) for m, _, a, *_ in cells(plan(text))} == {("cnn:epochs=1", "pgd:steps=9")}
 
 
+def test_variants_stand_in_what_is_excluded_too_in_stacks_and_beside_patterns() -> None:
+    text = "variants: {squash: 'jpeg:quality=50'}\nmodels: cnn\nattacks: fgsm\ndefenses: [squash, squash+prune]\n"
+    for pattern, left in (("squash+prune", {"none", "jpeg:quality=50"}), ("squash+*", {"none", "jpeg:quality=50"}),
+                          ("squash", {"none", "jpeg:quality=50+prune"})):  # fmt: skip
+        assert {d for _, d, *_ in cells(plan(f"{text}exclude: {{defense: '{pattern}'}}\n"))} == left
+
+
 # --- flags ---
 
 

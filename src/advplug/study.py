@@ -360,8 +360,15 @@ def resolved(matrix: Matrix) -> Matrix:
 def _patterns(entry: Exclude, variants: Mapping[str, str]) -> Exclude:
     axes = ("dataset", "model", "defense", "attack")
     named = {axis: getattr(entry, axis) for axis in axes if getattr(entry, axis) is not None}
-    spelled_out = {axis: [variants.get(p, p) for p in patterns] for axis, patterns in named.items()}
+    spelled_out = {axis: [_pattern(p, variants) for p in patterns] for axis, patterns in named.items()}
     return entry.model_copy(update=spelled_out)
+
+
+def _pattern(text: str, variants: Mapping[str, str]) -> str:
+    try:
+        return spelled(text, variants)
+    except UsageError:  # it need be no reference
+        return "+".join(variants.get(part, part) for part in text.split("+"))
 
 
 def spelled(text: str, variants: Mapping[str, str]) -> str:
