@@ -1,14 +1,13 @@
 """The native AutoAttack beside the official code and torchattacks' at the published settings; Square's overhead.
 
-    python benchmarks/autoattack.py [--images 500] [--only cifar10|mnist|overhead] [--settings small]
+    python benchmarks/autoattack.py [--images 500] [--only cifar10|mnist|overhead] [--settings small] [--quick]
+                                     [--output FILE]
 
 With ADVPLUG_DATA set: the ResNet-20 on CIFAR-10 at 1/255 and a CNN, adversarially trained on MNIST, at 0.1.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
 import sys
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import engine_models as models
+import kept
 from advplug.allocator import keep_freed_memory
 from advplug.attacks.square import Square
 from advplug.builtin.autoattack import autoattack
@@ -31,7 +31,6 @@ from advplug.rng import Stream
 from advplug.victim import Victim
 from engine import linf, right
 
-HERE = Path(__file__).parent
 PUBLISHED = {"steps": 100, "n_targets": 9, "queries": 5000}
 SMALL = {"steps": 20, "n_targets": 3, "queries": 200}
 MIDDLE = {"steps": 50, "n_targets": 3, "queries": 500}
@@ -149,39 +148,37 @@ def overhead(net: nn.Module, batch: Batch) -> dict[str, float]:
     return out
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--images", type=int, default=500)
+def main() -> int:
+    parser = kept.parser(__doc__, "autoattack", "8 images, small settings, no overhead")
+    parser.add_argument("--images", type=int, help="default 500")
     parser.add_argument("--only", choices=["cifar10", "mnist", "overhead"])
-    parser.add_argument("--settings", choices=["published", "small"], default="published")
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "autoattack.json")
+    parser.add_argument("--settings", choices=["published", "small"], help="default published")
     options = parser.parse_args()
+    images = options.images or (8 if options.quick else 500)
+    small = options.settings == "small" or (options.quick and options.settings is None)
+    settings = SMALL if small else PUBLISHED
     keep_freed_memory()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    settings = PUBLISHED if options.settings == "published" else SMALL
     net = models.victim_net()
-    batch = models.batch(models.images(), 0, options.images)
+    batch = models.batch(models.images(), 0, images)
     batch = batch.take(right(net, batch.x, batch.y))
     for parameter in net.parameters():
         parameter.requires_grad_(False)
-    # One part alone is measured anew in its place.
-    kept = options.only is not None and options.output.exists()
-    result: dict[str, object] = json.loads(options.output.read_text()) if kept else {}
-    result |= {"torch": torch.__version__, "threads": torch.get_num_threads(),
-                                 "load": os.getloadavg()[0]}  # fmt: skip
+    result: dict[str, object] = kept.header(torch.get_num_threads())
+    place = kept.place("autoattack", options)
     if options.only in (None, "cifar10"):
         result["cifar10"] = compare(models.name(), net, batch, 1 / 255, settings)
+        kept.write(result, place)
     if options.only in (None, "mnist") and models.folder():
         digits, hard = mnist()
-        hard = hard.take(torch.arange(options.images))
+        hard = hard.take(torch.arange(images))
         hard = hard.take(right(digits, hard.x, hard.y))
         result["mnist"] = compare("CNN trained adversarially on MNIST", digits, hard, 0.1, settings)
-    if options.only in (None, "overhead"):
+        kept.write(result, place)
+    if options.only == "overhead" or not (options.only or options.quick):
         result["overhead"] = overhead(net, batch.take(torch.arange(min(256, len(batch)))))
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {options.output}")
+    return kept.finish("autoattack", result, place)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,6 +1,6 @@
 """The same attack through every backend that has it: robust accuracy, distance, passes, time, disagreements.
 
-    python benchmarks/backends.py [--images 40] [--only pgd] [--output FILE]
+    python benchmarks/backends.py [--images 40] [--only PGD-20] [--quick] [--output FILE]
 
 ResNet-20 on CIFAR-10 where ADVPLUG_DATA holds them, otherwise a small net on the digits. advplug decides every image,
 whoever made it. An image on which a backend disagrees with the first one of its group is counted in `more` (only this
@@ -9,18 +9,16 @@ backend breaks it) or `fewer` (only the first does).
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
+import sys
 import time
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 import engine_models as models
+import kept
 from advplug.allocator import keep_freed_memory
 from advplug.contracts import AttackCaps, Ball, Batch, MinimumNorm, Threat
 from advplug.errors import AdvplugError
@@ -28,8 +26,6 @@ from advplug.parse import parse_reference
 from advplug.registry import registry
 from advplug.rng import Stream
 from advplug.victim import Victim
-
-HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -115,35 +111,32 @@ def compare(group: Group, net: nn.Module, batch: Batch) -> dict[str, object]:
     return {"group": group.name, "norm": group.norm, "eps": str(group.eps), "images": n, "rows": rows}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--images", type=int, default=40)
+def main() -> int:
+    parser = kept.parser(__doc__, "backends", "4 images, FGSM, PGD-20 and APGD-CE")
+    parser.add_argument("--images", type=int, help="how many that are right without attack (default 40)")
     parser.add_argument("--only", choices=[g.name for g in GROUPS])
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "backends.json")
     options = parser.parse_args()
+    images = options.images or (4 if options.quick else 40)
+    chosen = [g for g in GROUPS if options.only in (None, g.name)][: 3 if options.quick else None]
     keep_freed_memory()
     net = models.victim_net()
     for parameter in net.parameters():
         parameter.requires_grad_(False)
-    batch = models.batch(models.images(), 0, 2 * options.images + 20)
+    batch = models.batch(models.images(), 0, 2 * images + 20)
     with torch.no_grad():
-        right = (net(batch.x).argmax(1) == batch.y).nonzero().flatten()[: options.images]
+        right = (net(batch.x).argmax(1) == batch.y).nonzero().flatten()[:images]
     batch = batch.take(right)
     print(f"{models.name()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     for reference in WARM_UP:
         measure(reference, GROUPS[0], net, batch.take(torch.arange(2)))
     groups: list[dict[str, object]] = []
-    result = {
-        "model": models.name(), "torch": torch.__version__, "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0], "groups": groups,
-    }  # fmt: skip
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    for group in GROUPS:
-        if options.only in (None, group.name):
-            groups.append(compare(group, net, batch))
-            options.output.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {options.output}")
+    result = kept.header(torch.get_num_threads()) | {"model": models.name(), "groups": groups}
+    place = kept.place("backends", options)
+    for group in chosen:
+        groups.append(compare(group, net, batch))
+        kept.write(result, place)
+    return kept.finish("backends", result, place)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -13,23 +13,20 @@ because it suffers less from other work on the machine.
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+import kept
 from advplug.allocator import keep_freed_memory
 from advplug.artifacts import Artifacts
 from advplug.build import Builder
@@ -41,7 +38,6 @@ from advplug.victim import Victim
 from advplug_clip.attack_specs import caption_pgd
 from advplug_clip.scorer import ClipScorer
 
-HERE = Path(__file__).parent
 EPS, ALPHA, STEPS, BATCH = Fraction(8, 255), Fraction(2, 255), 20, 128
 OURS, CAREFUL, PLAIN = "caption-pgd", "by hand, with care", "by hand, as usual"
 SLOWER, FASTER, HIGHER = 1.05, 1.3, 0.001
@@ -237,12 +233,10 @@ def render(clean: float, rows: list[Row], bars: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--quick", action="store_true", help="64 images, one repeat")
+def main() -> int:
+    parser = kept.parser(__doc__, "clip", "64 images, one repeat")
     parser.add_argument("--images", type=int, help="how many test images (default 200)")
     parser.add_argument("--repeats", type=int, help="how many times each variant is timed (default 9)")
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "clip.json")
     options = parser.parse_args()
     keep_freed_memory()  # as every evaluation does; the other loops profit alike
     torch.set_num_threads(1)
@@ -255,16 +249,12 @@ def main() -> None:
     rows = measure(made, repeats, STEPS)
     bars = judge(rows)
     print(render(clean, rows, bars))
-    result = {
+    result = kept.header(1) | {
         "model": model, "dataset": dataset, "images": len(made.batch), "batch": BATCH, "eps": str(EPS),
-        "alpha": str(ALPHA), "steps": STEPS, "repeats": repeats, "torch": torch.__version__,
-        "threads": torch.get_num_threads(), "load": os.getloadavg()[0], "clean cosine": clean, "variants": rows,
-        "bars": bars,
+        "alpha": str(ALPHA), "steps": STEPS, "repeats": repeats, "clean cosine": clean, "variants": rows, "bars": bars,
     }  # fmt: skip
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {options.output}")
+    return kept.finish("clip", result, kept.place("clip", options))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

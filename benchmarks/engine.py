@@ -1,6 +1,6 @@
 """How fast and how strong the gradient engine is, beside torchattacks and ART.
 
-    python benchmarks/engine.py [--quick] [--only pgd|trained|curve|overhead|memory] [--output FILE]
+    python benchmarks/engine.py [--only pgd|trained|curve|overhead|memory] [--quick] [--output FILE]
 
 Uses the CIFAR-10 images and the ResNet-20 weights in the folder named by ADVPLUG_DATA; without it, the
 embedded digits and a small net. Every variant gets the same images, eps, alpha, steps and random starts
@@ -12,8 +12,6 @@ it suffers less from other work on the machine.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import resource
 import statistics
 import subprocess
@@ -28,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 import engine_models as models
+import kept
 from advplug.allocator import keep_freed_memory, release_freed_memory
 from advplug.attacks import precision
 from advplug.builtin import gradient
@@ -37,8 +36,6 @@ from advplug.victim import Victim
 
 STEPS, BATCH, CHUNK = 20, 128, 512
 CURVE = tuple(Fraction(k) / 255 for k in ("0.25", "0.5", "1", "2", "3", "4", "6", "8"))
-HERE = Path(__file__).parent
-
 Craft = Callable[[], Tensor]
 Row = dict[str, object]
 
@@ -243,62 +240,57 @@ def memory_of(n: int) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--quick", action="store_true", help="128 images, one repeat")
+def main() -> int:
+    parser = kept.parser(__doc__, "engine", "128 images, one repeat, no memory")
     parser.add_argument("--images", type=int, help="how many test images (default 512)")
     parser.add_argument("--repeats", type=int)
     parser.add_argument("--only", choices=["pgd", "trained", "curve", "overhead", "memory"])
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "engine.json")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     keep_freed_memory()  # as every evaluation does; the other libraries profit alike
     if options.memory_of:
         memory_of(options.memory_of)
-        return
+        return 0
     repeats = options.repeats or (1 if options.quick else 3)
     n = options.images or (128 if options.quick else 512)
     batch = models.batch(models.images(), 0, n)
     net = models.victim_net()
     wanted = [options.only] if options.only else ["pgd", "trained", "curve", "overhead", "memory"]
-    result: dict[str, object] = {
+    if options.quick and not options.only:
+        wanted.remove("memory")
+    result: dict[str, object] = kept.header(torch.get_num_threads()) | {
         "model": models.name(), "images": n, "batch": BATCH, "steps": STEPS, "repeats": repeats,
-        "torch": torch.__version__, "threads": torch.get_num_threads(), "load": os.getloadavg()[0],
         "clean accuracy": right(net, batch.x, batch.y).float().mean().item(),
     }  # fmt: skip
     print(f"{models.name()}, {n} images, PGD-{STEPS}, batch {BATCH}, {repeats} repeats")
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
 
-    def keep() -> None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(result, indent=1) + "\n")
-
+    place = kept.place("engine", options)
     if "pgd" in wanted:
         rows: list[Row] = []
         for eps in (Fraction(8, 255), Fraction(1, 255)):
             print(f" standard net, eps {eps}")
             rows += compare("standard", net, batch, eps, repeats, off=True)
         result["pgd"], result["ways timed"] = rows, precision.timings(net)
-        keep()
+        kept.write(result, place)
     if "trained" in wanted:
         print(" adversarially trained net, eps 8/255")
         hard = models.trained_net()
         result["trained"] = compare("adversarially trained", hard, batch, Fraction(8, 255), repeats, off=True)
-        keep()
+        kept.write(result, place)
     if "curve" in wanted:
         print(" security curve")
         result["curve"] = curve(net, batch)
-        keep()
+        kept.write(result, place)
     if "overhead" in wanted:
         print(" overhead")
         result["overhead"] = overhead(net, batch, repeats)
-        keep()
+        kept.write(result, place)
     if "memory" in wanted:
         print(" memory")
         result["memory"] = memory()
-    keep()
-    print(f"written to {options.output}")
+    return kept.finish("engine", result, place)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,6 +1,6 @@
 """What `advplug run --dry-run --calibrate` says that a matrix costs, against what it then takes.
 
-    python benchmarks/forecast.py [MATRIX] [--output FILE]
+    python benchmarks/forecast.py [MATRIX] [--quick] [--output FILE]
 
 The matrix, recipes/demo.yaml unless another is named, is forecast and run with an empty cache, so that its trainings
 count. Seconds are those of one CPU, as other work on a machine slows the clock on the wall. Exits with 1 where a
@@ -9,9 +9,6 @@ forecast is off by more than a factor 2.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import sys
 import tempfile
 import time
@@ -19,7 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-FACTOR = 2.0
+import kept
+
 HERE = Path(__file__).parent
 DEMO = HERE.parent / "recipes" / "demo.yaml"
 
@@ -56,23 +54,26 @@ def measured(folder: Path, matrix: Path = DEMO) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    import torch
+def small(folder: Path) -> Path:
+    """A matrix that takes a few seconds."""
+    path = folder / "small.yaml"
+    path.write_text("models: cnn\nattacks: [ifgsm]\neps: [4/255, 8/255]\nn: 64\n")
+    return path
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("matrix", type=Path, nargs="?", default=DEMO)
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "forecast.json")
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = kept.parser(__doc__, "forecast", "a matrix of two cells")
+    parser.add_argument("matrix", type=Path, nargs="?")
     options = parser.parse_args(arguments)
-    load = os.getloadavg()[0]
+    head = kept.header(1)
     with tempfile.TemporaryDirectory() as folder:
-        found = measured(Path(folder), options.matrix)
-    result = {"matrix": options.matrix.name, "torch": torch.__version__, "threads": 1, "load": load, **found}
+        matrix = options.matrix or (small(Path(folder)) if options.quick else DEMO)
+        found = measured(Path(folder), matrix)
+    result = head | {"matrix": matrix.name, **found}
     for name in ("passes", "seconds"):
         told = found[name]
         print(f"{name}: {told['forecast']:,.0f} forecast, {told['taken']:,.0f} taken, ratio {told['ratio']:.2f}")
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
-    return int(not all(1 / FACTOR <= found[name]["ratio"] <= FACTOR for name in ("passes", "seconds")))
+    return kept.finish("forecast", result, kept.place("forecast", options))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A matrix of 500 cells of tiny models: what advplug itself takes for a cell, and whether that stays so as cells grow.
 
-    python benchmarks/load.py [--sizes 100 500] [--output FILE]
+    python benchmarks/load.py [--sizes 100 500] [--quick] [--output FILE]
 
 Two linear nets, bare and with pixels rounded to 5 to 8 bits, meet many attacks of one step at one budget each, on forty
 images of 8 x 8 pixels, so that next to nothing of a cell is arithmetic; all of it counts as overhead here. A matrix is
@@ -11,9 +11,6 @@ a bar is missed: 50 ms a cell, and no step more than 1.5 times as long a cell in
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import sys
 import tempfile
 import time
@@ -21,13 +18,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import kept
+
 OVERHEAD, GROWTH = 0.05, 1.5
 """Seconds a cell; times as long a cell in a larger matrix."""
 MODELS = ("py:load:linear#seed=0", "py:load:linear#seed=1")
 BITS = (5, 6, 7, 8)
 VICTIMS = len(MODELS) * (1 + len(BITS))
 DATASET = "fake:n=40,train=40,size=8,channels=1,classes=4"
-HERE = Path(__file__).parent
 
 
 def linear(seed: int = 0) -> Any:
@@ -114,25 +112,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from advplug.report.page import write  # noqa: F401 - importing is no part of what is measured
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 500])
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "load.json")
+    parser = kept.parser(__doc__, "load", "20 and 40 cells")
+    parser.add_argument("--sizes", type=int, nargs="+", help="default 100 500")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    load = os.getloadavg()[0]
+    head = kept.header(1)
+    sizes = options.sizes or ([20, 40] if options.quick else [100, 500])
     with tempfile.TemporaryDirectory() as folder:
         run(matrix(2 * VICTIMS), Path(folder) / "first")  # what is done once a process
-        rows = [measured(cells, Path(folder)) for cells in sorted(options.sizes)]
-    result = {"torch": torch.__version__, "threads": 1, "load": load, "rows": rows, **judged(rows)}
+        rows = [measured(cells, Path(folder)) for cells in sorted(sizes)]
+    result: dict[str, Any] = head | {"rows": rows, **judged(rows)}
     for row in rows:
         took = ", ".join(f"{name} {row[name]['cpu']:.1f} s" for name in STEPS)
         print(f"{row['cells']} cells: {took}; store {row['store_bytes'] / 1e6:.1f} MB")
     print(f"{1000 * result['seconds_a_cell']:.1f} ms a cell (bar {1000 * OVERHEAD:.0f})")
     print("growth a cell: " + ", ".join(f"{name} x{times:.2f}" for name, times in result["growth"].items()))
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {options.output}" + "".join(f"\nmissed: {text}" for text in result["missed"]))
-    return int(bool(result["missed"]))
+    return kept.finish("load", result, kept.place("load", options))
 
 
 if __name__ == "__main__":

@@ -16,26 +16,22 @@ ratio of what was encoded to plain training. Wall time on a machine with other w
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import statistics
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import advplug
+import kept
 from advplug.contracts import DatasetInfo, Schedule
 from advplug.parse import parse_reference
 from advplug.plans import bind
 from advplug.registry import registry
 
 ATTACK = "together:attacks=(ba:trigger=checker,size=4,count=80,target=three+tdpa:targets=8,copies=6)"
-ASR, TARGETS, LOSS, TIME = 0.05, 1 / 8, 0.08, 1.15
-"""The bars of SafeCLIP: triggered images taken for the target, targets taken over all seeds, zero-shot accuracy lost
-against the undefended model, and time against what was encoded, both as multiples of the undefended training's."""
+DEFENSES = ["safeclip", "roclip", "cleanclip"]
 
 Row = dict[str, Any]
 
@@ -109,27 +105,6 @@ def show(row: Row) -> None:
         print(f"    {text}", flush=True)
 
 
-def verdicts(rows: list[Row]) -> Row:
-    """The bars of SafeCLIP, over all seeds that were run."""
-    plain = {r["seed"]: r for r in rows if r["defense"] == "none"}
-    mine = [r for r in rows if r["defense"].startswith("safeclip")]
-    if not mine:
-        return {}
-    aimed = [r["poison_success_rate"] for r in mine]
-    return {
-        "attack_success": max(r["attack_success_rate"]["value"] for r in mine) < ASR,
-        "targets_taken": sum(a["value"] * a["n"] for a in aimed) <= TARGETS * sum(a["n"] for a in aimed),
-        "zero_shot_lost": max(plain[r["seed"]]["clean_accuracy"]["value"] - r["clean_accuracy"]["value"] for r in mine)
-        <= LOSS,
-        "time": _middle([r["seconds_ratio"] / r["passes_ratio"] for r in mine if "seconds_ratio" in r]) <= TIME,
-    }
-
-
-def _middle(ratios: list[float]) -> float:
-    """The median: other work on the machine slows single runs."""
-    return statistics.median(ratios) if ratios else 0.0
-
-
 def joined(files: list[Path], defenses: list[str]) -> list[Row]:
     """The rows of files of figures, each seed and defense once, the first time; `defenses` leaves out all others."""
     rows: dict[tuple[int, str], Row] = {}
@@ -140,36 +115,38 @@ def joined(files: list[Path], defenses: list[str]) -> list[Row]:
     return sorted(rows.values(), key=lambda row: (row["seed"], order[row["defense"]]))
 
 
-def keep(rows: list[Row], file: Path) -> None:
-    threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
-    found = {"threads": threads, "torch": torch.__version__, "attack": ATTACK, "rows": rows, "bars": verdicts(rows)}
-    file.write_text(json.dumps(found, indent=1) + "\n")
+def header(joined: list[Path] | None) -> Row:
+    """When and on what it is measured: files that are joined keep what the first of them says."""
+    if not joined:
+        return kept.header()
+    first = json.loads(joined[0].read_text())
+    return {name: value for name, value in first.items() if name not in ("attack", "rows", "bars")}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--defenses", nargs="*", default=["safeclip"], help="references, such as safeclip:epochs=8")
-    parser.add_argument("--output", type=Path, help="file for the figures, JSON")
-    parser.add_argument("--quick", action="store_true", help="600 pairs and 2 epochs, to see that it runs")
+def main() -> int:
+    parser = kept.parser(__doc__, "poisoning", "one seed, SafeCLIP, 600 pairs and 2 epochs")
+    parser.add_argument("--seeds", type=int, nargs="+", help="default 0 1 2")
+    parser.add_argument("--defenses", nargs="*", help=f"such as safeclip:epochs=8; default {' '.join(DEFENSES)}")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="folder of trained weights to use and add to")
     parser.add_argument("--join", type=Path, nargs="+", metavar="FILE", help="run nothing, and join what files hold")
     given = parser.parse_args()
+    seeds = given.seeds or ([0] if given.quick else [0, 1, 2])
+    defenses = given.defenses if given.defenses is not None else DEFENSES[: 1 if given.quick else None]
+    place = kept.place("poisoning", given)
     rows: list[Row] = []
+    result = header(given.join) | {"attack": ATTACK, "rows": rows}
     parts = (
-        [joined(given.join, given.defenses)]
+        [joined(given.join, defenses)]
         if given.join
-        else (measured(seed, given.defenses, given.quick, given.cache) for seed in given.seeds)
+        else (measured(seed, defenses, given.quick, given.cache) for seed in seeds)
     )
     for part in parts:
         for row in part:
             rows.append(row)
             show(row)
-        if given.output:
-            keep(rows, given.output)
-    for name, held in verdicts(rows).items():
-        print(f"{name}: {'held' if held else 'missed'}")
+        kept.write(result, place)
+    return kept.finish("poisoning", result, place)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

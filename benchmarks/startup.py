@@ -1,6 +1,6 @@
 """How long the command line takes to answer, beside `python -c "import click"`.
 
-    python benchmarks/startup.py [--rounds 15] [--json FILE]
+    python benchmarks/startup.py [--rounds 15] [--quick] [--output FILE]
 
 Every command runs once a round, in turn, so that a busy machine slows all of them alike; medians are
 compared. Exits with 1 if `advplug --help` takes more than 3 times as long as importing click.
@@ -8,9 +8,6 @@ compared. Exits with 1 if `advplug --help` takes more than 3 times as long as im
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import shutil
 import statistics
 import subprocess
@@ -20,7 +17,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-BAR = 3.0
+import kept
+
 BASE = "python -c 'import click'"
 
 
@@ -58,22 +56,19 @@ def measure(rounds: int) -> dict[str, list[float]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser = kept.parser(__doc__, "startup", "2 rounds")
+    parser.add_argument("--rounds", type=int)
     options = parser.parse_args(arguments)
-    seconds = measure(max(1, options.rounds))
+    rounds = max(1, options.rounds or (2 if options.quick else 15))
+    head = kept.header()
+    seconds = measure(rounds)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     print(f"{'command':<28} {'median':>9} {'fastest':>9} {'ratio':>7}")
     for name, median in medians.items():
         print(f"{name:<28} {median:>8.3f}s {min(seconds[name]):>8.3f}s {median / medians[BASE]:>7.2f}")
     ratio = medians["advplug --help"] / medians[BASE]
-    print(f"\nadvplug --help takes {ratio:.2f} times as long as importing click (bar: {BAR:g})")
-    if options.json:
-        found = {"python": platform.python_version(), "rounds": options.rounds, "bar": BAR, "ratio": ratio,
-                 "medians": medians, "seconds": seconds}  # fmt: skip
-        options.json.write_text(json.dumps(found, indent=2) + "\n")
-    return int(ratio > BAR)
+    found = {"rounds": rounds, "ratio": ratio, "medians": medians, "seconds": seconds}
+    return kept.finish("startup", head | found, kept.place("startup", options))
 
 
 if __name__ == "__main__":
