@@ -135,12 +135,17 @@ def refuse_leaks(train: Split, evaluation: Split) -> None:
     """Raises UsageError, naming the first pairs, where an evaluation image is in the training data."""
     leaks = find_leaks(train, evaluation)
     if leaks:
-        some = ", ".join(f"{p.train_name} and {p.evaluation_name} ({p.how})" for p in leaks.pairs[:3])
-        more = f", and {len(leaks.pairs) - 3} more pairs" if len(leaks.pairs) > 3 else ""
-        raise UsageError(
-            f"{leaks.leaked} of {leaks.evaluation} evaluation images are in the training data: {some}{more}; take "
-            "them out of the training data (advplug leakage lists them)"
-        )
+        raise UsageError(told(leaks))
+
+
+def told(leaks: Leaks) -> str:
+    """One line with the first pairs, of which there is at least one, and what to do about them."""
+    some = ", ".join(f"{p.train_name} and {p.evaluation_name} ({p.how})" for p in leaks.pairs[:3])
+    more = f", and {len(leaks.pairs) - 3} more pairs" if len(leaks.pairs) > 3 else ""
+    return (
+        f"{leaks.leaked} of {leaks.evaluation} evaluation images are in the training data: {some}{more}; take "
+        "them out of the training data (advplug leakage lists them)"
+    )
 
 
 # --- what images are told by -----------------------------------------------------------------------

@@ -183,10 +183,21 @@ class Poisoning:
 
 
 @dataclass(frozen=True)
+class LeakCheck:
+    """None of `evaluation` images of a dataset were found among its `train` images, all of them; a run that finds one
+    ends there. `unchecked` says what could not be compared."""
+
+    dataset: str
+    train: int
+    evaluation: int
+    unchecked: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class RunInfo:
     """What produced the result. `seeds` are all that were asked for, `seed` is the first of them. `passes` and
     `seconds` are what the last run spent: images sent through models forward and backward, trainings aside, and wall
-    time."""
+    time. `leakage` is what was compared first, where that was asked for."""
 
     versions: dict[str, str]
     seed: int
@@ -196,6 +207,7 @@ class RunInfo:
     seeds: tuple[int, ...] = ()
     passes: int = 0
     seconds: float = 0.0
+    leakage: tuple[LeakCheck, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """One evaluation. Models and datasets are references, or objects bound already; `output` None keeps no files."""
+    """One evaluation. Models and datasets are references, or objects bound already; `output` None keeps no files.
+
+    `leakage` asks for the training images to be compared with the evaluated ones first.
+    """
 
     models: tuple[str | Bound, ...]
     attacks: tuple[str, ...] = ()
@@ -51,6 +54,7 @@ class Request:
     command: str = ""
     cache: Path | None = field(default=None)
     placement: Placement = field(default_factory=Placement)
+    leakage: bool = False
 
 
 def plan(request: Request) -> list[Sweep]:
@@ -199,18 +203,21 @@ def execute(
     `spec` is written to the folder first: what was asked for, so that `advplug status` can tell what is pending. Where
     the `allowance` is used up, the most informative cells are done and the others are left out of the result.
     Raises UsageError where nothing could be computed because of what was asked for; what is refused or failed
-    is stored all the same.
+    is stored all the same. Raises GateError where training images were to be compared with the evaluated ones and one
+    is both; nothing is computed then.
     """
     from advplug.allocator import keep_freed_memory
     from advplug.assemble import assemble
     from advplug.progress import Silent
     from advplug.recorded import stored
     from advplug.runner import Runner, limits
+    from advplug.separation import demand_separate
     from advplug.store import Store
     from advplug.work import Options
 
     keep_freed_memory()
     progress = progress or Silent()
+    checked = demand_separate([*sweeps, *poisons], request.offline, progress) if request.leakage else ()
     failed = _trained_together(request, sweeps, poisons, progress)
     options = Options(request.device, request.batch_size, request.audit, request.offline, request.cache, failed)
     with ExitStack() as stack:
@@ -224,7 +231,8 @@ def execute(
         due = certificates(request, sweeps)
         runner = Runner(sweeps, store, options, progress, certificates=due, poisonings=poisons, allowance=allowance)
         output = None if request.output is None else str(folder)
-        info = RunInfo(versions(), request.seeds[0], executor.device, request.command, output, request.seeds)
+        info = RunInfo(versions(), request.seeds[0], executor.device, request.command, output, request.seeds,
+                       leakage=checked)  # fmt: skip
         try:
             executor.run(runner)
             runner.drop_crafted()

@@ -230,6 +230,9 @@ class Matrix(Block):
     baseline: Switch = Field(True, description="whether the undefended model is evaluated beside defenses")
     audit: Audit = Field("quick", description="health checks: on 64 images, on all, or none")
     certify: Switch = Field(True, description="whether defenses that prove their answers are asked to")
+    leakage: Switch = Field(
+        False, description="whether evaluated images are looked for in the training data first; one ends the run"
+    )
 
 
 class File(Matrix):

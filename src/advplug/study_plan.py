@@ -61,6 +61,7 @@ def plan_file(path: Path, base: Request, scale: str | None = None, flags: Flags 
     matrix = resolved(flags.over(loaded.matrix))
     request = replace(
         base, limit=matrix.n, baseline=matrix.baseline, audit=matrix.audit, certify=matrix.certify,
+        leakage=matrix.leakage,
         seeds=tuple(dict.fromkeys(s for block in (matrix, *matrix.include) for s in block.seeds or (0,))),
     )  # fmt: skip
     sweeps: list[Sweep] = []

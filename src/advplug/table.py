@@ -12,6 +12,7 @@ from advplug.health import CHECKS
 from advplug.health.poisons import CHECKS as POISON_CHECKS
 from advplug.registry import registry
 from advplug.results import Cell, Certificate, CertifiedAccuracy, Flag, Poisoning, RunResult, ThreatRow
+from advplug.separation import sentence
 
 Row = Sequence[str]
 
@@ -215,7 +216,7 @@ def grid(title: str, header: Row, rows: Sequence[Row]) -> str:
 
 def remarks(result: RunResult) -> list[str]:
     """What has to be said below the tables, as one paragraph or none."""
-    lines: list[str] = []
+    lines = [f"leakage: {check.dataset}: {sentence(check)}" for check in result.run.leakage]
     for cell in result.cells:
         if cell.status != "ok":
             lines.append(

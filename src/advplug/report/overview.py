@@ -34,6 +34,7 @@ from advplug.report.parts import (
     word,
 )
 from advplug.results import Cell, Certificate, Poisoning, RunInfo, ThreatRow
+from advplug.separation import sentence
 
 MISSING = "Not computed"
 
@@ -245,12 +246,24 @@ def provenance(data: Data) -> Section:
     """What made these numbers."""
     run = data.result.run
     seeds = ", ".join(map(str, run.seeds or (run.seed,)))
-    facts = {"command": run.command or "-", "device": run.device, "seed": seeds, **_spent(run), **run.versions}
+    facts = {
+        "command": run.command or "-",
+        "device": run.device,
+        "seed": seeds,
+        **_spent(run),
+        **_separate(run),
+        **run.versions,
+    }
     table = Table("The last run in this folder", ("what", "value"), tuple((word(k), word(v)) for k, v in facts.items()))
     rows = [r for r in data.result.done if r.status == "ok" and r.provenance]
     victims = grouped(rows, lambda r: (r.dataset, victim(r), r.seed, str(r.provenance.get("weights_sha256"))))
     tables = (table, *_weights([own[0] for own in victims.values()]))
     return Section("provenance", "Provenance", _LEAD_PROVENANCE, tables=tables, details=tuple(_recipes(victims)))
+
+
+def _separate(run: RunInfo) -> dict[str, str]:
+    """What a comparison of training and evaluation images found."""
+    return {f"leakage, {check.dataset}": sentence(check) for check in run.leakage}
 
 
 def _spent(run: RunInfo) -> dict[str, str]:
