@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from advplug.estimate import median, paired_difference, paired_p_value, rate
+from advplug.estimate import Estimate, mean, median, paired_difference, paired_p_value, rate
 
 
 @pytest.mark.parametrize(
@@ -38,10 +38,47 @@ def test_a_rate_of_nothing_is_no_rate():
     assert rate(0, 0) is None
 
 
+def test_an_expected_count_is_a_rate_like_any_other():
+    found = rate(2.5, 10, spread=0.125)
+    assert found is not None
+    assert (found.value, found.n, found.spread) == (0.25, 10, 0.125)
+    assert rate(2, 10).low < found.low < rate(3, 10).low
+    assert rate(2, 10).high < found.high < rate(3, 10).high
+
+
+def test_the_mean_of_students_sleep_data():
+    """Student 1908 (Biometrika 6:1), the second drug against the first; the interval is the one that R prints."""
+    found = mean([1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4])
+    assert found is not None
+    assert (found.value, found.low, found.high) == pytest.approx((1.58, 0.7001142, 2.4598858), abs=5e-8)
+    assert found.n == 10
+
+
+def test_the_mean_of_few_values():
+    assert mean([]) is None
+    assert mean([3]) == Estimate(3.0, None, None, 1)
+    two = mean(np.array([0, 1]))
+    assert two is not None
+    assert (two.value, two.high - 0.5, 0.5 - two.low, two.n) == pytest.approx((0.5, 6.353102, 6.353102, 2))
+
+
 @given(st.integers(0, 40), st.integers(0, 40))
 def test_paired_p_value_is_the_exact_one_sided_sign_test(first, second):
     expected = 1.0 if first + second == 0 else stats.binomtest(first, first + second, alternative="greater").pvalue
     assert paired_p_value(first, second) == pytest.approx(expected, rel=1e-9)
+
+
+def test_paired_p_value_counts_the_ways_that_pairs_can_fall():
+    for n in range(10):
+        ones = [bits.bit_count() for bits in range(2**n)]
+        for first in range(n + 1):
+            assert paired_p_value(first, n - first) == sum(k >= first for k in ones) / 2**n
+
+
+def test_paired_p_value_of_thousands_of_pairs():
+    for first in (2060, 1940):
+        expected = stats.binomtest(first, 4000, alternative="greater").pvalue
+        assert paired_p_value(first, 4000 - first) == pytest.approx(expected, rel=1e-9)
 
 
 def test_paired_difference_by_hand():
@@ -53,6 +90,17 @@ def test_paired_difference_by_hand():
     assert found is not None
     assert found.value == pytest.approx(0.2)
     assert (found.low, found.high) == pytest.approx((up - down - half, up - down + half))
+    assert found.n == 10
+
+
+def test_a_difference_of_one_pair_ends_at_one():
+    won, lost = (paired_difference(np.array([a]), np.array([1.0 - a])) for a in (1.0, 0.0))
+    assert won is not None
+    assert lost is not None
+    assert (won.value, won.high, won.n) == (1, 1, 1)
+    assert (lost.value, lost.low, lost.n) == (-1, -1, 1)
+    assert (won.low, lost.high) == pytest.approx((-0.7335, 0.7335), abs=5e-5)
+    assert paired_difference(np.array([]), np.array([])) is None
 
 
 def test_paired_interval_covers_what_it_should():
@@ -81,7 +129,12 @@ def test_median_interval_uses_the_right_order_statistics():
     """n = 20: the 6th and 15th values give at least 95 % (Conover, Practical Nonparametric Statistics, 3.2)."""
     found = median(np.arange(1, 21))
     assert found is not None
-    assert (found.low, found.high) == (6, 15)
+    assert (found.low, found.high, found.n) == (6, 15, 20)
+    for n in range(6, 200):
+        below = int((stats.binom.cdf(np.arange(n), n, 0.5) <= 0.025).sum())
+        found = median(np.arange(1, n + 1))
+        assert found is not None
+        assert (found.low, found.high) == (below, n + 1 - below)
 
 
 def test_no_values_have_no_median():
