@@ -261,7 +261,8 @@ include: {attacks: hard}
     assert found.attacks == ["pgd:steps=9", "fgsm"]
     assert (found.exclude[0].defense, found.exclude[0].attack) == (["jpeg:quality=50"], ["pgd:steps=9", "fgsm"])
     assert found.include[0].attacks == ["pgd:steps=9"]
-    assert found.variants == {}
+    assert found.variants["hard"] == "pgd:steps=9"  # for tables and reports
+    assert resolved(found) == found
     assert allowed(text)
 
 

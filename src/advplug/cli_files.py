@@ -99,6 +99,9 @@ def plot_run(folder: Path, kind: str, output: Path) -> None:
     from advplug.plot import plot_path, save
     from advplug.plot_kinds import figure_of
     from advplug.runs import read
+    from advplug.shown_names import renamed
 
     plot_path(output)
-    save(figure_of(read(folder), kind), output)
+    result = read(folder)
+    # Along a number the references themselves are compared.
+    save(figure_of(result if kind in ("sweep", "success") else renamed(result), kind), output)

@@ -15,6 +15,7 @@ import click
 
 from advplug.progress import duration
 from advplug.results import RunResult
+from advplug.shown_names import renamed
 
 if TYPE_CHECKING:
     from advplug.contracts import Tracker
@@ -107,6 +108,6 @@ def show(result: RunResult, as_json: bool, quiet: bool) -> None:
 
 
 def _print(result: RunResult, as_json: bool, quiet: bool, render: Callable[[RunResult], str]) -> None:
-    click.echo(json.dumps(result.to_json(), indent=2, allow_nan=False) if as_json else render(result))
+    click.echo(json.dumps(result.to_json(), indent=2, allow_nan=False) if as_json else render(renamed(result)))
     if not quiet and not as_json and result.run.output:
         click.echo(f"kept in {result.run.output}: the same command again computes only what is missing", err=True)

@@ -22,6 +22,7 @@ from advplug.estimate import Estimate
 from advplug.evidence import Evidence, worst_case
 from advplug.results import Cell, Certificate, Flag, Poisoning, RunResult, ThreatRow
 from advplug.runs import observed, read
+from advplug.shown_names import renamed
 from advplug.store import THREAT
 
 FORMATS = ("csv", "jsonl", "json", "md", "latex", "parquet")
@@ -54,7 +55,7 @@ def export(folder: Path, form: str, part: str | None = None) -> Exported:
     if form in ("md", "latex"):
         from advplug.paper import latex, markdown, tables
 
-        made = tables(result, part)
+        made = tables(renamed(result), part)
         return Exported((markdown if form == "md" else latex)(made).encode())
     chosen, notes = (part, ()) if part is not None else _first(folder, result)
     rows = flat(folder, result, chosen)

@@ -197,7 +197,8 @@ class LeakCheck:
 class RunInfo:
     """What produced the result. `seeds` are all that were asked for, `seed` is the first of them. `passes` and
     `seconds` are what the last run spent: images sent through models forward and backward, trainings aside, and wall
-    time. `leakage` is what was compared first, where that was asked for."""
+    time. `names` are what a matrix file calls references, by the reference; `leakage` is what was compared first, where
+    that was asked for."""
 
     versions: dict[str, str]
     seed: int
@@ -207,6 +208,7 @@ class RunInfo:
     seeds: tuple[int, ...] = ()
     passes: int = 0
     seconds: float = 0.0
+    names: dict[str, str] = field(default_factory=dict)
     leakage: tuple[LeakCheck, ...] = ()
 
 

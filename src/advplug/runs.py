@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def read(folder: Path) -> RunResult:
         certified, poisoned = shown(db, "certificate"), shown(db, "poisoning")
         runs = list(shown(db, "run").values())
         info = run_from_json(runs[-1]) if runs else RunInfo(versions(), 0, "unknown", "", str(folder))
+        info = replace(info, names={text: name for run in runs for text, name in run.get("names", {}).items()})
         return RunResult(
             info,
             tuple(cell_from_json(made) for made, _ in cells(db)),

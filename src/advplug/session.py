@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 class Request:
     """One evaluation. Models and datasets are references, or objects bound already; `output` None keeps no files.
 
-    `leakage` asks for the training images to be compared with the evaluated ones first.
+    `names` are what people call references, by the reference. `leakage` asks for the training images to be compared
+    with the evaluated ones first.
     """
 
     models: tuple[str | Bound, ...]
@@ -54,6 +55,7 @@ class Request:
     command: str = ""
     cache: Path | None = field(default=None)
     placement: Placement = field(default_factory=Placement)
+    names: Mapping[str, str] = field(default_factory=dict)
     leakage: bool = False
 
 
@@ -232,7 +234,7 @@ def execute(
         runner = Runner(sweeps, store, options, progress, certificates=due, poisonings=poisons, allowance=allowance)
         output = None if request.output is None else str(folder)
         info = RunInfo(versions(), request.seeds[0], executor.device, request.command, output, request.seeds,
-                       leakage=checked)  # fmt: skip
+                       names=dict(request.names), leakage=checked)  # fmt: skip
         try:
             executor.run(runner)
             runner.drop_crafted()

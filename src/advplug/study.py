@@ -348,7 +348,7 @@ def _told(error: ErrorDetails) -> str:
 
 
 def resolved(matrix: Matrix) -> Matrix:
-    """The same with every variant's name replaced by its reference, and no variants left."""
+    """The same with every variant's name replaced by its reference; the names are kept for what people read."""
     variants = matrix.variants
 
     def of(block: Block) -> dict[str, Any]:
@@ -357,7 +357,7 @@ def resolved(matrix: Matrix) -> Matrix:
 
     include = [block.model_copy(update=of(block)) for block in matrix.include]
     exclude = [_patterns(entry, variants) for entry in matrix.exclude]
-    return matrix.model_copy(update={**of(matrix), "include": include, "exclude": exclude, "variants": {}})
+    return matrix.model_copy(update={**of(matrix), "include": include, "exclude": exclude})
 
 
 def _patterns(entry: Exclude, variants: Mapping[str, str]) -> Exclude:

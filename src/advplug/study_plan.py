@@ -19,6 +19,7 @@ from advplug.plans import VictimPlan, bind
 from advplug.poisonings import PoisonPlan
 from advplug.registry import Registry, registry
 from advplug.session import Request, plan_all
+from advplug.shown_names import names_of
 from advplug.study import AXES, Block, Exclude, Loaded, Matrix, demand_own_names, load, resolved, spelled
 
 _KINDS = {"datasets": "dataset", "models": "model", "defenses": "defense", "attacks": "attack"}
@@ -62,6 +63,7 @@ def plan_file(path: Path, base: Request, scale: str | None = None, flags: Flags 
     request = replace(
         base, limit=matrix.n, baseline=matrix.baseline, audit=matrix.audit, certify=matrix.certify,
         leakage=matrix.leakage,
+        names=names_of(loaded.matrix.variants),
         seeds=tuple(dict.fromkeys(s for block in (matrix, *matrix.include) for s in block.seeds or (0,))),
     )  # fmt: skip
     sweeps: list[Sweep] = []
@@ -226,7 +228,7 @@ def spec_text(matrix: Matrix, command: str) -> str:
     """The matrix as a file that `advplug run` reads again, everything resolved."""
     import yaml
 
-    kept = matrix.model_dump(exclude_none=True, exclude_defaults=True, exclude={"variants"})
+    kept = matrix.model_dump(exclude_none=True, exclude_defaults=True)
     kept = {key: kept[key] for key in sorted(kept, key=lambda k: k != "title")}
     text: str = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=10**6)
     return f"# {' '.join(command.split())}\n{text}" if command else text

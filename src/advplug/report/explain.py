@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from advplug.report.parts import (
 )
 from advplug.results import Cell
 from advplug.samples import Sample
+from advplug.shown_names import spelled_out
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,11 +90,11 @@ def explanations(data: Data, device: str = "auto", offline: bool = False) -> Sec
     items = []
     for cell in chosen[:VICTIMS]:
         try:
-            found = explain(cell, data.samples[cell.key], builder)
+            found = explain(spelled_out(cell, data.result.run.names), data.samples[cell.key], builder)
         except AdvplugError as error:
             items.append(Entry("fair", "not explained", victim(cell), str(error)))
             continue
-        grids.append(_grid(found, data.classes.get(cell.dataset, ())))
+        grids.append(_grid(replace(found, cell=cell), data.classes.get(cell.dataset, ())))
     lead: tuple[str, ...] = _LEAD
     if len(chosen) > VICTIMS:
         lead += (f"The first {VICTIMS} of {len(chosen)} victims are explained.",)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from advplug.health import CHECKS
@@ -66,6 +66,8 @@ def threats(data: Data) -> Section | None:
         "against undefended, points": lambda t: (
             DASH if t.worst_case_similarity else difference(t.difference_to_baseline)
         ),
+        "recovery %": lambda t: number(None if t.recovery is None else 100 * t.recovery, ".1f"),
+        "static recovery %": lambda t: number(None if t.static_recovery is None else 100 * t.static_recovery, ".1f"),
         "attacks": lambda t: number(len(t.attacks), "d"),
         "verdict": lambda t: judged(t.verdict),
     }
@@ -238,8 +240,16 @@ def _victims_cost(data: Data) -> tuple[Table, ...]:
         "seed": _THREAT["seed"],
         "train, s": lambda c: number(c.seconds.train, ".2f"),
         "defend, s": lambda c: number(c.seconds.defend, ".2f"),
+        "tuned once in, s": lambda c: number(_tuned(c), ".1f"),
     }
     return (tabulated("Time of making the victims", columns, rows, ("dataset", "seed"), heads=2),)
+
+
+def _tuned(cell: Cell) -> float | None:
+    """Seconds of the trainings of a defense, which need not have been in this run."""
+    told = cell.provenance.get("facts", {}).values()
+    found = [facts["training_seconds"] for facts in told if isinstance(facts.get("training_seconds"), float | int)]
+    return sum(found) if found else None
 
 
 def provenance(data: Data) -> Section:
@@ -257,13 +267,19 @@ def provenance(data: Data) -> Section:
     table = Table("The last run in this folder", ("what", "value"), tuple((word(k), word(v)) for k, v in facts.items()))
     rows = [r for r in data.result.done if r.status == "ok" and r.provenance]
     victims = grouped(rows, lambda r: (r.dataset, victim(r), r.seed, str(r.provenance.get("weights_sha256"))))
-    tables = (table, *_weights([own[0] for own in victims.values()]))
+    tables = (table, *_names(run.names), *_weights([own[0] for own in victims.values()]))
     return Section("provenance", "Provenance", _LEAD_PROVENANCE, tables=tables, details=tuple(_recipes(victims)))
 
 
 def _separate(run: RunInfo) -> dict[str, str]:
     """What a comparison of training and evaluation images found."""
     return {f"leakage, {check.dataset}": sentence(check) for check in run.leakage}
+
+
+def _names(names: Mapping[str, str]) -> tuple[Table, ...]:
+    """What the names stand for that a matrix file gave."""
+    rows = tuple((word(name), word(text)) for text, name in names.items())
+    return (Table("Names of the matrix file", ("name", "stands for"), rows),) if rows else ()
 
 
 def _spent(run: RunInfo) -> dict[str, str]:

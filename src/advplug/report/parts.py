@@ -15,6 +15,8 @@ from advplug.parse import parse_reference
 from advplug.results import Cell, RunResult, ThreatRow
 from advplug.runs import class_names, observed, pictured, poisons_pictured, read
 from advplug.samples import PoisonSample, Sample
+from advplug.shown_names import called as called_label
+from advplug.shown_names import renamed
 from advplug.store import THREAT
 from advplug.table import cosine, percent, points
 
@@ -150,9 +152,10 @@ class Data:
 def load(folder: Path) -> Data:
     """Raises UsageError where `folder` is no run's, or its file is damaged."""
     evidence = {cell.key: found for cell, found in observed(folder)}
-    result = read(folder)
+    result = renamed(read(folder))
     result = replace(result, threats=tuple(sorted(result.threats, key=_place(result.cells))))
-    return Data(result, evidence, pictured(folder), class_names(folder), poisons_pictured(folder))
+    classes = {called_label(name, result.run.names): made for name, made in class_names(folder).items()}
+    return Data(result, evidence, pictured(folder), classes, poisons_pictured(folder))
 
 
 def _place(cells: Sequence[Cell]) -> Callable[[ThreatRow], Any]:

@@ -1,0 +1,79 @@
+"""The names that a matrix file gives to references, in the place of these wherever people read. No torch.
+
+What programs read, and what is stored, keeps the references: a name means something in one file only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from advplug.errors import UsageError
+from advplug.matrix import THREAT_KEYS
+from advplug.parse import Reference, parse_reference, parse_stack
+from advplug.results import Cell, RunResult
+
+_SHOWN = ("dataset", "model", "defense", "attack")
+
+
+def names_of(variants: Mapping[str, str]) -> dict[str, str]:
+    """What each variant's reference is called, by its spelling in results. The first of two names for one counts."""
+    found: dict[str, str] = {}
+    for name, text in variants.items():
+        stack = parse_stack(text)
+        found.setdefault(str(stack), name)
+        if len(stack) == 1:  # what an attack says of the threat is no part of its label
+            found.setdefault(str(parse_reference(text).without(*THREAT_KEYS)), name)
+    return found
+
+
+def called(label: str, names: Mapping[str, str]) -> str:
+    """A label with names where there are some: of the whole, or else of the parts of a stack."""
+    if not names or label in names:
+        return names.get(label, label)
+    if label.startswith("transfer:"):
+        return _crafted_on(label, names)
+    try:
+        parts = [str(part) for part in parse_stack(label)]
+    except UsageError:  # the label of a user's own object may be anything
+        return label
+    return "+".join(names.get(part, part) for part in parts) if any(part in names for part in parts) else label
+
+
+def _crafted_on(label: str, names: Mapping[str, str]) -> str:
+    """A transfer attack stays one, with its victim's name."""
+    told = parse_reference(label)
+    params = tuple((key, called(text, names) if key == "from" else text) for key, text in told.params)
+    return str(Reference(told.name, params))
+
+
+def renamed(result: RunResult) -> RunResult:
+    """The result as it is shown to people."""
+    names = result.run.names
+    if not names:
+        return result
+
+    def told(rows: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(_renamed(row, names) for row in rows)
+
+    return replace(
+        result, cells=told(result.cells), threats=told(result.threats), certificates=told(result.certificates),
+        poisonings=told(result.poisonings),
+    )  # fmt: skip
+
+
+def _renamed(row: Any, names: Mapping[str, str]) -> Any:
+    changed: dict[str, Any] = {
+        name: called(label, names) for name in _SHOWN if isinstance(label := getattr(row, name, None), str)
+    }
+    if isinstance(attacks := getattr(row, "attacks", None), tuple):
+        changed["attacks"] = tuple(called(label, names) for label in attacks)
+    return replace(row, **changed)
+
+
+def spelled_out(cell: Cell, names: Mapping[str, str]) -> Cell:
+    """A cell of a `renamed` result with its references again."""
+    texts = {name: text for text, name in names.items()}
+    changed: dict[str, Any] = {name: called(getattr(cell, name), texts) for name in _SHOWN}
+    return replace(cell, **changed)

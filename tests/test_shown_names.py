@@ -1,0 +1,76 @@
+"""Names of a matrix file stand wherever people read, and the references wherever programs do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from advplug.shown_names import called, names_of, renamed, spelled_out
+from cli_tools import CNN, TINY
+from conftest import advplug
+
+NAMES = names_of({"strong": "pgd:steps=3,eps=1/10", "small": TINY, "squash": "jpeg:quality=50", "net": CNN})
+
+
+@pytest.mark.parametrize(
+    ("label", "shown"),
+    [
+        ("pgd:steps=3", "strong"),
+        ("pgd:steps=4", "pgd:steps=4"),
+        ("jpeg:quality=50+prune", "squash+prune"),
+        ("prune+jpeg:quality=50", "prune+squash"),
+        ("none", "none"),
+        (f"transfer:from=({CNN}+jpeg:quality=50),attack=(pgd:steps=3)", "transfer:from=net+squash,attack=pgd:steps=3"),
+        ("a label (of one's own", "a label (of one's own"),
+    ],
+)
+def test_what_a_label_is_called(label: str, shown: str) -> None:
+    assert called(label, NAMES) == shown
+
+
+def test_a_run_with_names(tmp_path: Path) -> None:
+    matrix = {
+        "variants": {"small": TINY, "net": CNN, "squash": "jpeg:quality=50", "strong": "pgd:steps=3"},
+        "datasets": "small", "models": "net", "defenses": ["squash"], "attacks": ["fgsm", "strong"], "eps": "1/10",
+        "n": 16, "audit": "none",
+    }  # fmt: skip
+    (tmp_path / "m.yaml").write_text(json.dumps(matrix))
+    ran = advplug("run", "m.yaml", "-o", "out", "-q", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert "strong" in ran.stdout
+    assert "squash" in ran.stdout
+    assert "pgd:steps=3" not in ran.stdout
+    result = json.loads(advplug("run", "m.yaml", "-o", "out", "-q", "--json", cwd=tmp_path).stdout)
+    assert {c["attack"] for c in result["cells"]} == {"fgsm", "pgd:steps=3"}
+    assert result["run"]["names"]["jpeg:quality=50"] == "squash"
+    table = advplug("export", "out", "-f", "md", cwd=tmp_path).stdout
+    assert "squash" in table
+    assert "jpeg:quality" not in table
+    assert "jpeg:quality=50" in advplug("export", "out", "-f", "csv", cwd=tmp_path).stdout
+    made = advplug("report", "out", "--explain", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Names of the matrix file" in page
+    assert ">strong<" in page
+    assert "not explained" not in page
+    for kind in ("heatmap", "sweep"):
+        drawn = advplug("plot", "out", "-k", kind, "-o", f"{kind}.svg", cwd=tmp_path)
+        assert drawn.returncode == (0 if kind == "heatmap" else 2), drawn.stderr
+    assert "squash" in (tmp_path / "heatmap.svg").read_text()
+
+
+def test_renaming_is_undone(tmp_path: Path) -> None:
+    advplug("eval", "-m", CNN, "-d", "jpeg:quality=50", "-a", "fgsm", "--dataset", TINY, "-n", "8", "--audit", "none",
+            "-o", "out", "-q", cwd=tmp_path)  # fmt: skip
+    from dataclasses import replace
+
+    from advplug.runs import read
+
+    found = read(tmp_path / "out")
+    assert renamed(found) is found
+    named = replace(found, run=replace(found.run, names=NAMES))
+    shown = renamed(named)
+    assert [c.defense for c in shown.cells] == ["none", "squash"]
+    assert [spelled_out(c, NAMES) for c in shown.cells] == list(named.cells)
