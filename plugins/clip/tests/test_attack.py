@@ -126,6 +126,10 @@ def test_similarity_and_retrieval_fall_together(tmp_path: Path) -> None:
     assert ran.code == 0, ran.err
     for heading in ("clean cosine", "under attack [95 %]", "text R@1 %", "image R@1 %", "recovery %"):
         assert heading in ran.out
+    assert run("report", tmp_path, "-o", tmp_path / "page.html").code == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "recovery %" in page
+    assert "static recovery %" in page
     cells = advplug.evaluate("toy-retrieval", "caption-pgd", dataset="colours", eps="1/10", audit="none").cells
     m = {k: v.value for k, v in cells[0].metrics.items() if v is not None}
     assert m["text_recall_at_1"] == m["clean_accuracy"] > m["text_recall_attacked_at_1"]
