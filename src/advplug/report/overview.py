@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from advplug.health import CHECKS
@@ -267,13 +267,19 @@ def provenance(data: Data) -> Section:
     table = Table("The last run in this folder", ("what", "value"), tuple((word(k), word(v)) for k, v in facts.items()))
     rows = [r for r in data.result.done if r.status == "ok" and r.provenance]
     victims = grouped(rows, lambda r: (r.dataset, victim(r), r.seed, str(r.provenance.get("weights_sha256"))))
-    tables = (table, *_weights([own[0] for own in victims.values()]))
+    tables = (table, *_names(run.names), *_weights([own[0] for own in victims.values()]))
     return Section("provenance", "Provenance", _LEAD_PROVENANCE, tables=tables, details=tuple(_recipes(victims)))
 
 
 def _separate(run: RunInfo) -> dict[str, str]:
     """What a comparison of training and evaluation images found."""
     return {f"leakage, {check.dataset}": sentence(check) for check in run.leakage}
+
+
+def _names(names: Mapping[str, str]) -> tuple[Table, ...]:
+    """What the names stand for that a matrix file gave."""
+    rows = tuple((word(name), word(text)) for text, name in names.items())
+    return (Table("Names of the matrix file", ("name", "stands for"), rows),) if rows else ()
 
 
 def _spent(run: RunInfo) -> dict[str, str]:
