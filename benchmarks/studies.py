@@ -106,9 +106,18 @@ def _facts(made: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def seconds(found: dict[str, Any]) -> float:
-    """What trainings, attacks and decisions took when they were computed, whenever that was."""
-    made = (part["seconds"] for kind in ("cells", "certificates", "poisonings") for part in found[kind])
-    return sum(sum(v for v in taken.values() if v) if isinstance(taken, dict) else taken or 0.0 for taken in made)
+    """What trainings, attacks and decisions took when they were computed, whenever that was. The training and the
+    defending are the victim's, and stand in each of its cells."""
+    total, victims = 0.0, dict[tuple[str, ...], float]()
+    for part in (part for kind in ("cells", "certificates", "poisonings") for part in found[kind]):
+        taken = part["seconds"] or {}
+        if not isinstance(taken, dict):
+            total += taken
+            continue
+        victim = tuple(str(part.get(key)) for key in ("dataset", "model", "defense", "seed"))
+        victims[victim] = max(victims.get(victim, 0.0), sum(taken.get(key) or 0.0 for key in ("train", "defend")))
+        total += sum(value or 0.0 for key, value in taken.items() if key not in ("train", "defend"))
+    return total + sum(victims.values())
 
 
 def draw(name: str, folder: Path) -> list[str]:
