@@ -34,9 +34,13 @@ $(VENV)/.installed-dev: $(MANIFESTS) | $(BIN)/python
 	$(TORCHATTACKS)
 	@touch $@ $(VENV)/.installed
 
-# Ray takes 200 MB, and only the slow tests need it.
+# Ray takes 200 MB, and only the slow tests need it; they build the site of the documentation, too.
 $(VENV)/.installed-slow: $(VENV)/.installed-dev
-	$(INSTALL) -e '.[ray]'
+	$(INSTALL) -e '.[docs,ray]'
+	@touch $@ $(VENV)/.installed-docs
+
+$(VENV)/.installed-docs: $(VENV)/.installed-dev
+	$(INSTALL) -e '.[docs]'
 	@touch $@
 
 # The tests' tensors are small: threads would wait for each other most of the time.
@@ -57,14 +61,17 @@ format: dev
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
-# The generated parts of the documentation; a test sees to it that they are up to date.
-docs: dev
+# The generated parts of the pages (a test sees to it that they are up to date), then the site, into the folder site.
+# The reference is made on the way and kept nowhere else. The variable silences advertising.
+docs: $(VENV)/.installed-docs
 	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python docs/check_links.py site
 
-bench: dev
-	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/engine.py
+# Some hours; with ADVPLUG_DATA set on real images. BENCH="engine startup" runs these only.
+bench: $(VENV)/.installed-slow
+	$(BIN)/python benchmarks/all.py $(BENCH)
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find src tests $(wildcard plugins) -name __pycache__ -prune -exec rm -rf {} + -o -name '*.egg-info' -prune -exec rm -rf {} +

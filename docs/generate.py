@@ -19,6 +19,7 @@ OURS = (
     "advplug-art",
     "advplug-autoattack",
     "advplug-clip",
+    "advplug-hub",
     "advplug-mlflow",
     "advplug-poisoning",
     "advplug-safeclip",
@@ -368,7 +369,19 @@ def verdicts_page() -> tuple[Path, str]:
     return path, filled(path.read_text(), "faults", faults_markdown(faults))
 
 
-PAGES = (attacks_page, clip_page, defenses_page, poisoning_page, verdicts_page)
+def studies_page() -> tuple[Path, str]:
+    """The list of studies: of each page its title and its first sentence."""
+    path = HERE / "studies" / "index.md"
+    lines = []
+    for page in sorted(path.parent.glob("*.md")):
+        title, _, rest = page.read_text().partition("\n")
+        if page != path:
+            first = re.split(r"(?<=[.!?])\s|\n\n", rest.strip(), maxsplit=1)[0]
+            lines.append(f"- [{title.lstrip('# ')}]({page.name}): {' '.join(first.split())}")
+    return path, filled(path.read_text(), "studies", "\n".join(lines) or "None yet.")
+
+
+PAGES = (attacks_page, clip_page, defenses_page, poisoning_page, studies_page, verdicts_page)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import pytest
 from advplug import hooks
 from cli_tools import CNN, QUICK, TINY
 from conftest import ROOT, advplug, install, python
+from walks import WALKS, write_files
 
 README = (ROOT / "README.md").read_text()
 GUIDE = (ROOT / "docs" / "plugins.md").read_text()
@@ -83,37 +84,40 @@ def commands(text: str) -> list[str]:
 def test_generated_parts_are_up_to_date() -> None:
     code = (
         "import json, sys; sys.path.insert(0, 'docs'); import generate; "
-        "print(json.dumps([(path.name, text) for path, text in (page() for page in generate.PAGES)]))"
+        "made = [page() for page in generate.PAGES]; "
+        "print(json.dumps([(str(path.relative_to(generate.HERE)), text) for path, text in made]))"
     )
     made = json.loads(python("-c", code, cwd=ROOT).stdout)
     assert len(made) >= 4
     assert [name for name, text in made if (ROOT / "docs" / name).read_text() != text] == [], "make docs"
 
 
-# The guide to plugins is followed step by step above, the page on deployment in test_pack.py.
-FOLLOWED = ("plugins.md", "deploy.md")
-SHOWN = [ROOT / "README.md", *(p for p in sorted((ROOT / "docs").glob("*.md")) if p.name not in FOLLOWED)]
-PAGES = [p.read_text() for p in (*SHOWN, *sorted(ROOT.glob("plugins/*/README.md")))]
+# The guide to plugins is followed step by step above, the page on deployment in test_pack.py, others in test_walks.py.
+FOLLOWED = [ROOT / "docs" / name for name in ("plugins.md", "deploy.md", *WALKS)]
+SHOWN = [ROOT / "README.md", *(p for p in sorted((ROOT / "docs").rglob("*.md")) if p not in FOLLOWED)]
+PAGES = [*SHOWN, *sorted(ROOT.glob("plugins/*/README.md"))]
+LINES = {line: page for page in reversed(PAGES) for line in commands(page.read_text())}
 
 
-@pytest.mark.parametrize("line", dict.fromkeys(line for page in PAGES for line in commands(page)))
+@pytest.mark.parametrize("line", sorted(LINES))
 def test_the_commands_shown_work(line: str, tmp_path: Path) -> None:
+    write_files(LINES[line], tmp_path)
     if "$ADVPLUG_DATA" in line and "ADVPLUG_DATA" not in os.environ:
         pytest.skip("ADVPLUG_DATA names no folder with data")
     arguments = shlex.split(os.path.expandvars(line))[1:]
     if arguments[0] == "compare":
         for folder in arguments[1:3]:
-            small = ("eval", "-m", "cnn", "-a", "fgsm", "--dataset", "digits:size=16", *QUICK)
+            small = ["eval", "-m", "cnn", "-a", "fgsm", "--dataset", "digits:size=16", *QUICK]
             advplug(*small, "-o", folder, cwd=tmp_path)
     if arguments[0] in ("plot", "export", "report"):
-        small = ("eval", "-m", CNN, "-d", "jpeg", "-a", "fgsm", "--dataset", TINY, *QUICK)
+        small = ["eval", "-m", CNN, "-d", "jpeg", "-a", "fgsm", "--dataset", TINY, *QUICK]
         advplug(*small, "-o", arguments[1], cwd=tmp_path)
     if arguments[0] == "run" or arguments[:2] == ["status", "advplug-results/matrix"]:
         (tmp_path / "matrix.yaml").write_text(blocks((ROOT / "docs" / "matrix.md").read_text(), "yaml")[0])
         shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     if arguments[0] == "status":
-        small = ("-m", CNN, "-d", "jpeg", "-a", "fgsm", "--dataset", TINY, "--max-passes", "1", "--audit", "none")
-        advplug("run", "matrix.yaml", *small, cwd=tmp_path)
+        begun = ("-m", CNN, "-d", "jpeg", "-a", "fgsm", "--dataset", TINY, "--max-passes", "1", "--audit", "none")
+        advplug("run", "matrix.yaml", *begun, cwd=tmp_path)
     if arguments[0] in ("eval", "transfer", "run"):
         arguments += ["-o", str(tmp_path)] + ["--dry-run"] * ("--dry-run" not in arguments)
     if arguments == ["doctor"]:
@@ -128,7 +132,7 @@ def test_links_lead_somewhere() -> None:
     pages = (
         ROOT / "README.md",
         ROOT / "CONTRIBUTING.md",
-        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
         *ROOT.glob("plugins/*/README.md"),
     )
     for page in pages:
