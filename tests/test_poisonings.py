@@ -17,10 +17,8 @@ from advplug import contracts, session
 from advplug.contracts import DatasetInfo, Param, Poisoned, Sift, Sifted, Targets, Trigger, Tuned
 from advplug.data import ArrayImages, Dataset, Split
 from advplug.errors import CellFailure, UsageError
-from advplug.health.poisons import CHECKS, Look, examined
 from advplug.parse import parse_reference
 from advplug.plans import bind
-from advplug.poison_evidence import PoisonEvidence, measured
 from advplug.prepared import left_to_judge, poisoned_by, rounds, sift, triggered
 from advplug.registry import Source, load
 from advplug.rng import Stream
@@ -359,65 +357,6 @@ def test_rounds_count_leaks() -> None:
         (0, 0, None, 0.0),
         (4, 1, 0.75, 1.0),
     ]
-
-
-def evidence(success: float, reference: float, n: int = 100, **more: Any) -> PoisonEvidence:
-    y = np.arange(n) % 4
-    wanted = np.zeros(n, dtype=int)
-    answer = np.where(np.arange(n) < success * n, wanted, y)[:, None]
-    twin = np.where(np.arange(n) < reference * n, wanted, y)
-    none = np.zeros(0, dtype=int)
-    columns: dict[str, Any] = {
-        "index": np.arange(n), "y": y, "wanted": wanted, "clean": y[:, None], "triggered": answer,
-        "reference_clean": y, "reference_triggered": twin, "target_index": none, "target_y": none,
-        "target_wanted": none, "target": none[:, None], "target_reference": none, "reaches": 1.0, "poisons": 5,
-        "rows": 100,
-    }  # fmt: skip
-    return PoisonEvidence(**(columns | more))
-
-
-def test_success_is_counted_over_those_that_have_something_to_gain() -> None:
-    found = measured(evidence(0.4, 0.0))
-    assert found["attack_success_rate"] is not None
-    assert (found["attack_success_rate"].n, found["attack_success_rate"].value) == (75, 30 / 75)
-    assert found["triggered_accuracy"] is not None
-    assert found["triggered_accuracy"].value == 0.7
-    assert found["clean_model_success_rate"] is not None
-    assert found["clean_model_success_rate"].value == 0
-    stored = PoisonEvidence.from_bytes(evidence(0.4, 0.0).to_bytes())
-    assert measured(stored) == found
-    assert (stored.poisons, stored.reaches) == (5, 1.0)
-
-
-@pytest.mark.parametrize(
-    ("own", "undefended", "defended", "flags", "verdict"),
-    [
-        (evidence(0.9, 0.0), evidence(0.9, 0.0), False, [], "trusted"),
-        (evidence(0.1, 0.0), evidence(0.9, 0.0), True, [], "upper bound"),
-        (evidence(0.3, 0.3), evidence(0.3, 0.3), False, ["attack-did-not-take"], "not trustworthy"),
-        (evidence(0.0, 0.3), evidence(0.3, 0.3), True, ["attack-did-not-take"], "not trustworthy"),
-        (evidence(0.9, 0.0, reaches=0.05), evidence(0.9, 0.0), True, ["trigger-destroyed", "defense-adds-nothing"],
-         "not trustworthy"),
-        (evidence(0.9, 0.0, clean=np.zeros((100, 1), int)), evidence(0.9, 0.0), False, ["near-chance"],
-         "not trustworthy"),
-        (evidence(0.9, 0.0), evidence(0.9, 0.0), True, ["defense-adds-nothing"], "upper bound"),
-        (evidence(0.1, 0.0), None, True, [], "upper bound"),
-    ],
-)  # fmt: skip
-def test_each_flag_has_its_fault(own: Any, undefended: Any, defended: bool, flags: list[str], verdict: str) -> None:
-    found, said = examined(Look(own, undefended, defended))
-    assert ([f.name for f in found], said) == (flags, verdict)
-    assert all(CHECKS[f.name].level == f.level for f in found)
-
-
-@pytest.mark.parametrize(("hits", "flagged"), [(5, False), (4, True)])
-def test_five_targets_are_the_fewest_that_show_something(hits: int, flagged: bool) -> None:
-    """One-sided sign test: 2^-5 < 0.05 < 2^-4."""
-    y = np.arange(hits)
-    e = evidence(0, 0, triggered=np.zeros((0, 1), int), target_index=y, target_y=y, target_wanted=y + 1,
-                 target=(y + 1)[:, None], target_reference=y)  # fmt: skip
-    found, _ = examined(Look(e, e, False))
-    assert ("attack-did-not-take" in [f.name for f in found]) is flagged
 
 
 # --- the conformance kit ---------------------------------------------------------------------------------
