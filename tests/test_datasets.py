@@ -482,8 +482,9 @@ def test_facts_need_no_torch(pets, tmp_path):
 import sys
 from advplug.builtin import datasets
 from advplug.params import params_of
+from advplug.registry import load_target
 for spec in datasets.DATASETS:
-    params_of(getattr(datasets, spec.target.partition(":")[2]))
+    params_of(load_target(spec.target, spec.name))
 assert not {{"torch", "torchvision", "sklearn", "PIL", "numpy"}} & set(sys.modules), "listing"
 from pathlib import Path
 for source in (datasets.digits(), datasets.mnist(), datasets.cifar100(), datasets.fake(),

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import html
-import io
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from advplug.errors import UsageError
+from advplug.image_folders import class_folders, in_bytes, png, write_images
 from advplug.params import plain
 from advplug.parse import Reference
 
@@ -34,9 +34,6 @@ SMALLEST, LARGEST = 8, 1024
 """Pixels a side that the sources read."""
 _SIDE = 128
 """Pixels of the screen that a small image is enlarged to, by a whole number."""
-_AT_ONCE = 256
-_UNSAFE = '/\\:*?"<>|\0'
-"""No part of a file's name, here or on another system."""
 
 Array = np.ndarray[Any, Any]
 
@@ -106,26 +103,12 @@ def _class_folders(data: Split, test: Split, info: DatasetInfo) -> tuple[str, ..
     if len(missing):
         name = info.classes[int(missing[0])]
         raise UsageError(f"no training image of class '{name}' is left, and no folder can say so; poison fewer images")
-    names = ["".join("_" if c in _UNSAFE else c for c in name).strip() for name in info.classes]
-    if tuple(names) == info.classes and names == sorted(names) and not any(n[:1] in ("", ".", "_") for n in names):
-        return tuple(names)
-    digits = len(str(len(names) - 1))
-    return tuple(f"{i:0{digits}}-{name}" for i, name in enumerate(names))
+    return class_folders(info.classes)
 
 
 def _write_split(data: Split, info: DatasetInfo, folder: Path, part: str, folders: tuple[str, ...] | None) -> list[str]:
     """The files of the images, from `folder` on."""
-    digits = len(str(max(len(data) - 1, 0)))
-    # Only classes with images: an empty class folder is an error to those who read it.
-    for name in [folders[i] for i in np.unique(data.labels)] if folders else [""]:
-        (folder / part / name).mkdir(parents=True)
-    names = []
-    for start in range(0, len(data), _AT_ONCE):
-        rows = np.arange(start, min(start + _AT_ONCE, len(data)))
-        for row, pixels in zip(rows.tolist(), _in_bytes(data, rows), strict=True):
-            inside = f"{part}/{folders[int(data.labels[row])]}" if folders else part
-            names.append(f"{inside}/{row:0{digits}}.png")
-            (folder / names[-1]).write_bytes(_png(pixels))
+    names = write_images(data, folder, part, folders)
     if data.captions is not None:
         lines = [
             json.dumps({"image": name, "caption": texts, **_label(info, label)}, ensure_ascii=False)
@@ -133,21 +116,6 @@ def _write_split(data: Split, info: DatasetInfo, folder: Path, part: str, folder
         ]
         (folder / f"{part}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return names
-
-
-def _in_bytes(data: Split, rows: Array) -> Array:
-    """Images uint8 (k, H, W, C)."""
-    pixels: Array = (data.batch(rows).x * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    return pixels
-
-
-def _png(pixels: Array) -> bytes:
-    """An image uint8 (H, W, C), of 1 or 3 channels, as a file's bytes."""
-    from PIL import Image
-
-    held = io.BytesIO()
-    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(held, "PNG")
-    return held.getvalue()
 
 
 def _label(info: DatasetInfo, label: int) -> dict[str, str]:
@@ -234,7 +202,7 @@ def _page(poisoned: Poisoned, info: DatasetInfo, record: Mapping[str, Any]) -> s
     terms = "".join(f"<dt>{html.escape(str(k))}</dt><dd>{html.escape(_shown(v))}</dd>\n" for k, v in facts.items())
     items = []
     if amount:
-        before, after = _in_bytes(poisoned.originals, places), _in_bytes(poisoned.data, rows)
+        before, after = in_bytes(poisoned.originals, places), in_bytes(poisoned.data, rows)
         for place, old, new in zip(places.tolist(), before, after, strict=True):
             poison = record["poisons"][place]
             pair = _figure("as it was", old, poison["original"]) + _figure("poisoned", new, poison)
@@ -249,7 +217,7 @@ def _page(poisoned: Poisoned, info: DatasetInfo, record: Mapping[str, Any]) -> s
 def _figure(what: str, pixels: Array, told: Mapping[str, Any]) -> str:
     lines = [f"<b>{html.escape(told['label'])}</b>"] if "label" in told else []
     lines += [html.escape(text) for text in told.get("captions", ())]
-    data = base64.b64encode(_png(pixels)).decode()
+    data = base64.b64encode(png(pixels)).decode()
     caption = f"<small>{what}</small>{'<br>'.join(lines)}"
     return f'<figure><img src="data:image/png;base64,{data}" alt="{what}"><figcaption>{caption}</figcaption></figure>'
 

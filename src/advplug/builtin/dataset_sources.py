@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from advplug.builtin.dataset_classes import Kept
 from advplug.contracts import DatasetInfo, Norm
 from advplug.errors import UsageError
 from advplug.keys import digest
@@ -36,6 +37,11 @@ EVALUATE_SMALL, EVALUATE_LARGE = 1000, 500
 
 def _evaluate(customary: int, available: int) -> int | None:
     return customary if available > customary else None
+
+
+def evaluated(side: int, available: int) -> int | None:
+    """How many of the test images are evaluated by default, for photographs with this shorter side; None: all."""
+    return _evaluate(EVALUATE_LARGE if side >= LARGE_FROM else EVALUATE_SMALL, available)
 
 
 def _arrays(images: Any, labels: np.ndarray[Any, Any]) -> Split:
@@ -123,6 +129,13 @@ class Fake:
         return Dataset(self.info(), draw(self.train, 1), draw(self.n, 2))
 
 
+MNIST_COUNTS = (
+    (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
+    (980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009),
+)
+"""Training and test images of each digit."""
+
+
 @dataclass(frozen=True)
 class Download:
     """MNIST or CIFAR; the official checksums stand for the data, so no file is read for a fingerprint."""
@@ -131,18 +144,32 @@ class Download:
     classes: tuple[str, ...]
     root: Path | None
     amounts: Amounts
+    kept: Kept
+
+    @property
+    def _numbers(self) -> tuple[int, ...]:
+        return self.kept.numbers(self.classes, self.name)
+
+    def _counts(self) -> tuple[int, int]:
+        """Training and test images of the classes that are kept."""
+        if self.name == "mnist":
+            train, test = (sum(counts[i] for i in self._numbers) for counts in MNIST_COUNTS)
+            return train, test
+        shares = len(self._numbers), len(self.classes)
+        return 50_000 * shares[0] // shares[1], 10_000 * shares[0] // shares[1]
 
     def info(self) -> DatasetInfo:
-        mnist = self.name == "mnist"
-        tests = 10_000 if self.amounts.n is None else self.amounts.n
-        self.amounts.check(60_000 if mnist else 50_000, 10_000, self.name)
-        evaluate = _evaluate(EVALUATE_SMALL, tests)
-        if mnist:
-            return DatasetInfo(self.classes, 1, (28, 28), MNIST_BUDGETS, evaluate)
-        return DatasetInfo(self.classes, 3, (32, 32), SMALL_BUDGETS, evaluate, flip=True)
+        train, test = self._counts()
+        self.amounts.check(train, test, self.name)
+        evaluate = _evaluate(EVALUATE_SMALL, test if self.amounts.n is None else self.amounts.n)
+        classes = self.kept.of(self.classes)
+        if self.name == "mnist":
+            return DatasetInfo(classes, 1, (28, 28), MNIST_BUDGETS, evaluate)
+        return DatasetInfo(classes, 3, (32, 32), SMALL_BUDGETS, evaluate, flip=True)
 
     def fingerprint(self) -> str:
-        return digest({"official": self.name, "amounts": vars(self.amounts), "format": FORMAT})
+        kept = self.kept.recipe()
+        return digest({"official": self.name, "amounts": vars(self.amounts), "format": FORMAT, **kept})
 
     def load(self, offline: bool = False) -> Dataset:
         from advplug.builtin.dataset_downloads import load_cifar, load_mnist
@@ -151,8 +178,17 @@ class Download:
             found = load_mnist(self.root, offline)
         else:
             found = load_cifar(self.name.upper(), self.root, offline)
-        train, test = _arrays(found.train_x, found.train_y), _arrays(found.test_x, found.test_y)
+        parts = ((found.train_x, found.train_y), (found.test_x, found.test_y))
+        train, test = (_kept(_arrays(x, y), self.kept, self._numbers) for x, y in parts)
         return _dataset(self, train, test, self.amounts)
+
+
+def _kept(split: Split, kept: Kept, numbers: tuple[int, ...]) -> Split:
+    """The images of the classes that are kept, with their new numbers."""
+    if not kept.names:
+        return split
+    rows = kept.rows(split.labels, numbers)
+    return replace(split, labels=kept.renumbered(split.labels, numbers)).subset(rows)
 
 
 @dataclass(frozen=True)
@@ -252,6 +288,7 @@ class Npz:
     test: Path | None
     flip: bool
     amounts: Amounts
+    kept: Kept
     name = "npz"
 
     def _heads(self) -> tuple[NpzHead | None, NpzHead | None]:
@@ -268,19 +305,41 @@ class Npz:
         return first, test
 
     @functools.cached_property
+    def _classes(self) -> tuple[str, ...]:
+        """All classes of the files, by name, or by number where they are not named."""
+        heads = [h for h in self._heads() if h]
+        named = next((h.classes for h in heads if h.classes), None)
+        return named or tuple(str(i) for i in range(max(h.highest for h in heads) + 1))
+
+    @functools.cached_property
+    def _numbers(self) -> tuple[int, ...]:
+        """The classes that are kept, as the files number them."""
+        main = next(h for h in self._heads() if h)
+        numbers = self.kept.numbers(self._classes, f"'{main.path}'")
+        present = set(main.labels.tolist())
+        absent = next((n for n in numbers if self.kept.names and n not in present), None)
+        if absent is not None:
+            raise UsageError(
+                f"'{main.path}' holds no image of class '{self._classes[absent]}'; leave it out of classes"
+            )
+        return numbers
+
+    @functools.cached_property
     def _rows(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """Rows of the training images in their file, and of the test images in theirs."""
+        """Rows of the training and of the test images, among those of their files that are kept."""
         import numpy as np
 
         from advplug.splits import mixed, split
 
         first, test = self._heads()
+        no_one = np.zeros(0, np.int64)
+        labels = [no_one if h is None else h.labels for h in (first, test)]
+        found = [self.kept.rows(part, self._numbers) for part in labels]
+        ours, theirs = (part[rows] for part, rows in zip(labels, found, strict=True))
         if test is None:
             assert first is not None
-            return split(first.labels, range(len(first.labels)), what=f"'{first.path}'")
-        both = ((first.labels if first else np.zeros(0, np.int64)), test.labels)
-        train_rows, test_rows = (mixed(labels, range(len(labels))) for labels in both)
-        return train_rows, test_rows
+            return split(ours, found[0], what=f"'{first.path}'")
+        return mixed(ours, found[0]), mixed(theirs, found[1])
 
     def info(self) -> DatasetInfo:
         first, test = self._heads()
@@ -288,24 +347,23 @@ class Npz:
         assert main is not None
         train, tests = (len(rows) for rows in self._rows)
         self.amounts.check(train, tests, self.name)
-        named = next((h.classes for h in (first, test) if h and h.classes), None)
-        highest = max(h.highest for h in (first, test) if h)
-        classes = named or tuple(str(i) for i in range(highest + 1))
         budgets: Mapping[Norm, Fraction] = LARGE_BUDGETS if min(main.size) >= LARGE_FROM else SMALL_BUDGETS
-        customary = EVALUATE_LARGE if min(main.size) >= LARGE_FROM else EVALUATE_SMALL
-        evaluate = _evaluate(customary, self.amounts.n or tests)
+        evaluate = evaluated(min(main.size), self.amounts.n or tests)
+        classes = self.kept.of(self._classes)
         return DatasetInfo(classes, main.channels, main.size, budgets, evaluate, self.flip, trainable=first is not None)
 
     def fingerprint(self) -> str:
         from advplug.builtin.dataset_files import file_sha256
 
         files = [file_sha256(path) if path else None for path in (self.first, self.test)]
-        return digest({"npz": files, "flip": self.flip, "amounts": vars(self.amounts), "format": FORMAT})
+        kept = self.kept.recipe()
+        return digest({"npz": files, "flip": self.flip, "amounts": vars(self.amounts), "format": FORMAT, **kept})
 
     def load(self, offline: bool = False) -> Dataset:
         from advplug.builtin.dataset_files import npz_images
 
-        first, test = (_arrays(npz_images(h), h.labels) if h else None for h in self._heads())
+        found = (_arrays(npz_images(h), h.labels) if h else None for h in self._heads())
+        first, test = (_kept(split, self.kept, self._numbers) if split else None for split in found)
         either = first or test
         assert either is not None
         train_rows, test_rows = self._rows

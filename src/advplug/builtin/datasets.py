@@ -6,6 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from advplug.builtin.dataset_classes import Kept
 from advplug.builtin.dataset_sources import Digits, Download, Fake, Folder, Npz
 from advplug.contracts import DatasetCaps, Param, Spec
 from advplug.errors import UsageError, did_you_mean
@@ -32,6 +33,7 @@ ANIMALS = {
 
 TrainAmount = Annotated[float, Param("training images to use: a fraction up to 1, or a count", gt=0)]
 TestAmount = Annotated[int | None, Param("test images to use, a stratified sample (none: all)", ge=1)]
+Classes = Annotated[str | None, Param("classes to keep, numbered in this order, like bird:cat:deer (none: all)")]
 Root = Annotated[
     Path | None, Param("folder with the files (default: the cache folder, filled on first use)", positional=True)
 ]
@@ -64,19 +66,25 @@ def fake(
     return Fake(classes, channels, size, count, n, seed)
 
 
-def mnist(root: Root = None, train: TrainAmount = 1.0, n: TestAmount = None) -> Download:
+def mnist(root: Root = None, train: TrainAmount = 1.0, n: TestAmount = None, classes: Classes = None) -> Download:
     """60,000 and 10,000 handwritten digits, 28 x 28."""
-    return Download("mnist", _TEN_DIGITS, root, _amounts(train, n))
+    return _download("mnist", _TEN_DIGITS, root, _amounts(train, n), classes)
 
 
-def cifar10(root: Root = None, train: TrainAmount = 1.0, n: TestAmount = None) -> Download:
+def cifar10(root: Root = None, train: TrainAmount = 1.0, n: TestAmount = None, classes: Classes = None) -> Download:
     """50,000 and 10,000 colour images of 10 classes, 32 x 32."""
-    return Download("cifar10", tuple(_CIFAR10.split()), root, _amounts(train, n))
+    return _download("cifar10", tuple(_CIFAR10.split()), root, _amounts(train, n), classes)
 
 
-def cifar100(root: Root = None, train: TrainAmount = 1.0, n: TestAmount = None) -> Download:
+def cifar100(root: Root = None, train: TrainAmount = 1.0, n: TestAmount = None, classes: Classes = None) -> Download:
     """50,000 and 10,000 colour images of 100 classes, 32 x 32."""
-    return Download("cifar100", tuple(_CIFAR100.split()), root, _amounts(train, n))
+    return _download("cifar100", tuple(_CIFAR100.split()), root, _amounts(train, n), classes)
+
+
+def _download(name: str, known: tuple[str, ...], root: Path | None, amounts: Amounts, classes: str | None) -> Download:
+    kept = Kept.parsed(classes)
+    kept.numbers(known, name)
+    return Download(name, known, root, amounts, kept)
 
 
 ImagePath = Annotated[Path, Param("folder of class folders, or of train and test folders", positional=True)]
@@ -137,6 +145,7 @@ def npz(
     test: Annotated[Path | None, Param("file with the test images; alone, nothing can be trained")] = None,
     n: TestAmount = None,
     flip: Annotated[bool, Param("mirrored images keep their class; used in training")] = False,
+    classes: Classes = None,
 ) -> Npz:
     """x is uint8, or float in [0, 1]: (N, H, W, C), (N, C, H, W) or (N, H, W); y whole numbers from 0."""
     try:
@@ -151,7 +160,7 @@ def npz(
         raise UsageError(f"npz: there is no training file for train={train} to take from; leave it out or add FILE")
     if path is None and file is None and test is None:
         raise UsageError("npz needs a file: npz:FILE, or npz:train=FILE,test=FILE")
-    return Npz(path or file, test, flip, _amounts(amount, n))
+    return Npz(path or file, test, flip, _amounts(amount, n), Kept.parsed(classes))
 
 
 def _spec(name: str, summary: str, paper: str = "", embedded: bool = False) -> Spec:
@@ -167,5 +176,11 @@ DATASETS: list[Spec] = [
     _spec("animals10", "the Animals-10 folder, Italian names translated"),
     _spec("imagenet", "an ImageNet validation folder, or part of one", "Russakovsky et al. 2015, arXiv:1409.0575"),
     _spec("npz", "your arrays in .npz files"),
+    Spec(
+        "as-folder",
+        "advplug.builtin.dataset_folders:as_folder",
+        DatasetCaps(),
+        "another dataset written to image files once, and read from them",
+    ),
     _spec("fake", "random images with learnable classes, for trying things out", embedded=True),
 ]
