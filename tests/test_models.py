@@ -55,7 +55,7 @@ def logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 def test_the_list_is_torchvisions() -> None:
     models = import_torchvision().models
     assert list(TORCHVISION) == models.list_models(module=models)
-    assert [m.name for m in MODELS] == [*NAMES, "torchvision", "file", "py"]
+    assert [m.name for m in MODELS] == [*NAMES, "torchvision", "finetuned", "file", "py"]
 
 
 def test_the_tags_are_torchvisions() -> None:

@@ -238,16 +238,27 @@ class Builder:
         instead = next((s for _, s in stages if isinstance(s, Objective | Fit)), None)
 
         def make() -> Tuned:
+            model = self._begun(source, fresh())
             title = f"training {plan.model.label} on {plan.dataset.label}"
             training = self._training(plan, info, data, title, chain)
             if isinstance(instead, Fit):
-                return instead.apply(fresh(), training)
+                return instead.apply(model, training)
             own: Callable[[nn.Module, Training], Tuned] | None = getattr(source, "fit", None)
             if own is not None and instead is None:
-                return own(fresh(), training)
-            return Tuned(training.fit(fresh(), instead))
+                return own(model, training)
+            return Tuned(training.fit(model, instead))
 
         return self._cached(chain.key, f"{plan.model.label} on {plan.dataset.label}", fresh, make, None), chain
+
+    def _begun(self, source: ModelSource, fresh: nn.Module) -> nn.Module:
+        """The network as its training finds it: with the weights of another training, where its source says so."""
+        origin: Callable[[], VictimPlan] | None = getattr(source, "origin", None)
+        if origin is None:
+            return fresh
+        plan = origin()
+        trained, _ = self._train(plan, plan.dataset.value.info(), self.dataset(plan.dataset).train, ())
+        begun: nn.Module = source.adopt(fresh, trained.model)  # type: ignore[attr-defined]
+        return begun
 
     def _tune(
         self,

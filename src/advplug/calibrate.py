@@ -188,6 +188,9 @@ class _Clock:
         schedule: Schedule | None = plan.model.value.schedule(info)
         images = len(self.builder.dataset(plan.dataset).train) if info.trainable else 0
         instead = any("objective" in d.caps.stages for d in plan.defense)
+        origin = getattr(plan.model.value, "origin", None)
+        if origin is not None and not self._is_cached(plan.baseline):
+            self._count_trainings(origin(), speed)
         if not self._is_cached(plan.baseline) and schedule is not None and not instead:
             self.trainings[plan.baseline.key] = schedule.epochs * images * speed.trained
         for number, bound in enumerate(plan.defense, 1):

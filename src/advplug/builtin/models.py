@@ -379,6 +379,13 @@ MODELS: list[Spec] = [
     Spec(
         "torchvision", f"{__name__}:torchvision", ModelCaps(), "torchvision classifier with ImageNet weights: NAME@TAG"
     ),
+    Spec(
+        "finetuned",
+        "advplug.builtin.finetuned:finetuned",
+        ModelCaps(),
+        "trained on one dataset, then fine-tuned on the evaluated one with a new last layer",
+        "Yosinski et al. 2014, arXiv 1411.1792",
+    ),
     Spec("file", f"{__name__}:file", ModelCaps(), "weights from a file, for a named architecture: PATH#arch=NAME"),
     Spec("py", f"{__name__}:py", ModelCaps(), "your own code, with or without weights: MODULE:FACTORY#weights=FILE"),
 ]

@@ -85,7 +85,9 @@ class ModelSource(Protocol):
 
     A source may also have `fit(model, training) -> Tuned`: how such a model is trained, where no defense takes
     that over, instead of by cross-entropy on the labels; and `weights_recipe() -> Mapping`: those of its parameters
-    that trained weights depend on, so that the others need no new training.
+    that trained weights depend on, so that the others need no new training. Where its training begins with what
+    another one made, `origin() -> VictimPlan` says which, without defenses, `adopt(fresh, trained) -> module` takes
+    over what is used of it, and `identity` holds the origin's `recipe`.
     """
 
     def identity(self) -> Mapping[str, Any]:
