@@ -233,6 +233,10 @@ def test_a_title_is_not_cut_into_words_to_fit_a_narrow_table():
     assert grid(title, ["eps"], [["1/10"]]).splitlines()[0] == title
 
 
+def test_names_between_colons_stay_as_they_are() -> None:
+    assert "npz:a.npz,classes=bird:cat:dog" in grid("", ["dataset"], [["npz:a.npz,classes=bird:cat:dog"]])
+
+
 def test_a_users_model_is_known_by_the_modules_beside_it(tmp_path, monkeypatch):
     from advplug.builtin.usercode import source_digest
 

@@ -53,5 +53,5 @@ def columns() -> tuple[ProgressColumn, ...]:
 @contextmanager
 def bars() -> Iterator[Bars]:
     """On standard error."""
-    with Progress(*columns(), console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns(), console=Console(stderr=True, emoji=False), transient=True) as bar:
         yield Bars(bar)

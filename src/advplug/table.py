@@ -209,7 +209,7 @@ def grid(title: str, header: Row, rows: Sequence[Row]) -> str:
         sum(max(map(len, c)) + 3 for c in zip(header, *rows, strict=True)),
         40,
     )
-    Console(file=buffer, width=width, color_system=None, legacy_windows=False).print(table)
+    Console(file=buffer, width=width, color_system=None, legacy_windows=False, emoji=False).print(table)
     # Above the table, not in it: there it would be wrapped to the width of a narrow table.
     return "\n".join([title, *(line.rstrip() for line in buffer.getvalue().splitlines())]).strip("\n")
 
