@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from advplug.errors import UsageError
-from advplug.estimate import rate
+from advplug.estimate import Estimate, rate
 from advplug.plot_kinds import figure_of, front
 from advplug.results import RunResult
 from advplug.runs import read
@@ -155,6 +156,23 @@ def test_static_and_adaptive_stand_on_one_line(folder: Path) -> None:
     assert panel.yaxis_inverted()
     names = [t.get_text() for t in panel.figure.legends[0].get_texts()]
     assert sorted(names) == ["adaptive attack", "clean", "static attack"]
+
+
+def test_similarities_stand_there_as_they_are(tmp_path: Path) -> None:
+    def attacked(attack: str, static: float, adaptive: float) -> Any:
+        values = {"static_similarity": static, "adaptive_similarity": adaptive, "adversarial_similarity": adaptive}
+        made = {name: Estimate(value, value - 0.02, value + 0.02, N) for name, value in values.items()}
+        bare = replace(cell(defense=HALF, attack=attack, goal="minimise:similarity"), metrics=made)
+        return bare, None
+
+    clean = {"clean_similarity": Estimate(0.7, 0.68, 0.72, N), "worst_case_similarity": Estimate(0.3, 0.28, 0.32, N)}
+    row = replace(threat(defense=HALF), goal="minimise:similarity", worst_case_accuracy=None, **clean)
+    cells = attacked("caption-pgd", 0.6, 0.4), attacked("caption-pgd:steps=50", 0.62, 0.3)
+    panel = drawn(read(stored(tmp_path / "run", *cells, threats=(row,))), "static-adaptive")
+    assert bars(panel) == {"static attack": (0.6, 0), "adaptive attack": (0.3, 0)}
+    assert curves(panel)["clean"] == [(0.7, 0)]
+    assert panel.get_xlabel() == "cosine of images and their own texts"
+    assert panel.get_xlim()[1] < 1
 
 
 def poisons(path: Path, *made: tuple[str, int], **more: Any) -> Path:

@@ -91,10 +91,10 @@ def _grouped(rows: Iterable[Any]) -> dict[Threat, list[Any]]:
     return groups
 
 
-def _error(e: Estimate) -> list[list[float]]:
-    """Distances to both ends of the interval in percent, as matplotlib wants them."""
+def _error(e: Estimate, scale: float = 100) -> list[list[float]]:
+    """Distances to both ends of the interval, in percent unless told otherwise, as matplotlib wants them."""
     low, high = (e.value if end is None else end for end in (e.low, e.high))
-    return [[100 * max(e.value - low, 0.0)], [100 * max(high - e.value, 0.0)]]
+    return [[scale * max(e.value - low, 0.0)], [scale * max(high - e.value, 0.0)]]
 
 
 def _pareto(result: RunResult) -> Figure | None:
@@ -187,49 +187,59 @@ def _matrix(canvas: Canvas, grid: list[list[Estimate | None]], rows: list[str], 
 
 
 def _static_adaptive(result: RunResult) -> Figure | None:
-    """Of every defended victim, what the strongest attack leaves by where its images were crafted.
+    """Of every defended victim, what the strongest attack leaves by where its images were crafted: accuracy, or the
+    similarity of images and their own texts where that is what attacks lower.
 
     A static figure far above the adaptive one is a defense that hides from attacks made without it.
     """
-    defended = [c for c in result.cells if c.status == "ok" and c.metrics.get("static_robust_accuracy")]
-    groups = _grouped(defended)
+    groups = _grouped(c for c in result.cells if c.status == "ok" and any(c.metrics.get(f"static_{w}") for w in _LEFT))
     if not groups:
         return None
-    clean = {(_threat(t), _victim(t)): t.clean_accuracy for t in result.threats}
+    threats = {(_threat(t), _victim(t)): t for t in result.threats}
     tall = max(len({_victim(c) for c in cells}) for cells in groups.values())
     with style():
         figure, places = canvases(len(groups), (6.4, 1.8 + 0.4 * tall))
         for place, (threat, cells) in zip(places, groups.items(), strict=True):
+            what = next(w for w in _LEFT if any(c.metrics.get(f"static_{w}") for c in cells))
             victims = list(dict.fromkeys(map(_victim, cells)))
             for y, victim in enumerate(victims):
                 own = [c for c in cells if _victim(c) == victim]
-                _dumbbell(place, y, own, clean.get((threat, victim)))
+                _dumbbell(place, y, own, threats.get((threat, victim)), what)
             place.set_yticks(range(len(victims)), victims, fontsize=7)
             place.set_ylim(len(victims) - 0.5, -0.5)
-            place.set_xlim(-3, 103)
-            place.set_xlabel("accuracy, %")
+            if what != "similarity":
+                place.set_xlim(-3, 103)
+            place.set_xlabel(_LEFT[what][0])
             place.set_title(_title(threat), fontsize=9)
             place.grid(alpha=0.25, linewidth=0.5)
         _one_entry_each(figure, places)
     return figure
 
 
-def _dumbbell(canvas: Canvas, y: int, cells: Sequence[Cell], clean: Estimate | None) -> None:
+_LEFT = {"robust_accuracy": ("accuracy, %", 100), "similarity": ("cosine of images and their own texts", 1)}
+"""What attacks leave some of, as metrics call it: the name of the axis, and its scale."""
+
+
+def _dumbbell(canvas: Canvas, y: int, cells: Sequence[Cell], row: ThreatRow | None, what: str) -> None:
     """A line from the least to the most that is left, with a marker a place of crafting."""
+    scale, clean = _LEFT[what][1], None
+    if row is not None:
+        clean = row.clean_similarity if what == "similarity" else row.clean_accuracy
     found: dict[str, Estimate] = {}
     for origin, _ in _ORIGINS:
-        figures = [c.metrics.get(f"{origin}_robust_accuracy") for c in cells]
+        figures = [c.metrics.get(f"{origin}_{what}") for c in cells]
         least = min((f for f in figures if f is not None), key=lambda f: f.value, default=None)
         if least is not None:
             found[origin] = least
-    values = [100 * e.value for e in found.values()]
+    values = [scale * e.value for e in found.values()]
     canvas.plot([min(values), max(values)], [y, y], color="#bbbbbb", linewidth=3, solid_capstyle="butt", zorder=1)
     if clean is not None:
-        canvas.plot([100 * clean.value], [y], marker="|", markersize=14, color="#000000", linestyle="", label="clean")
+        canvas.plot([scale * clean.value], [y], marker="|", markersize=14, color="#000000", linestyle="", label="clean")
     for number, (origin, marker) in enumerate(_ORIGINS):
         if origin in found:
-            canvas.errorbar([100 * found[origin].value], [y], xerr=_error(found[origin]), marker=marker, markersize=6,
-                            color=COLOURS[number], elinewidth=0.7, linestyle="", label=f"{origin} attack")  # fmt: skip
+            canvas.errorbar([scale * found[origin].value], [y], xerr=_error(found[origin], scale), marker=marker,
+                            markersize=6, color=COLOURS[number], elinewidth=0.7, linestyle="",
+                            label=f"{origin} attack")  # fmt: skip
 
 
 def _one_entry_each(figure: Figure, canvases: Iterable[Canvas]) -> None:
