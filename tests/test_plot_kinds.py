@@ -173,6 +173,7 @@ def test_similarities_stand_there_as_they_are(tmp_path: Path) -> None:
     assert curves(panel)["clean"] == [(0.7, 0)]
     assert panel.get_xlabel() == "cosine of images and their own texts"
     assert panel.get_xlim()[1] < 1
+    assert panel.get_title() == "digits, linf 1/10"
 
 
 def poisons(path: Path, *made: tuple[str, int], **more: Any) -> Path:

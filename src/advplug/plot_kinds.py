@@ -80,7 +80,8 @@ def _victim(row: ThreatRow | Cell) -> str:
 
 def _title(threat: Threat) -> str:
     dataset, norm, eps, goal, seed = threat
-    extra = ("" if goal == "untargeted" else f", {goal}") + (f", seed {seed}" if seed else "")
+    told = goal == "untargeted" or goal.startswith("minimise:")  # the axis names what is lowered
+    extra = ("" if told else f", {goal}") + (f", seed {seed}" if seed else "")
     return f"{dataset}, {norm} {eps}{extra}"
 
 
