@@ -10,7 +10,7 @@ INSTALL := $(CONSTRAINED) $(BIN)/python -m pip install --disable-pip-version-che
 TORCHATTACKS := $(INSTALL) --no-deps torchattacks
 MANIFESTS := pyproject.toml requirements.txt constraints.txt $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: demo install dev test test-slow lint format docs bench clean
+.PHONY: demo install dev test test-slow coverage mutation lint format docs bench clean
 
 demo: install
 	$(BIN)/advplug eval --model resnet18 --attack ifgsm --defense prune
@@ -39,18 +39,33 @@ $(VENV)/.installed-slow: $(VENV)/.installed-dev
 	$(INSTALL) -e '.[docs,ray]'
 	@touch $@ $(VENV)/.installed-docs
 
+$(VENV)/.installed-mutation: $(VENV)/.installed-dev
+	$(INSTALL) -e '.[mutation]'
+	@touch $@
+
 $(VENV)/.installed-docs: $(VENV)/.installed-dev
 	$(INSTALL) -e '.[docs]'
 	@touch $@
 
 # The tests' tensors are small: threads would wait for each other most of the time.
-test test-slow: export OMP_NUM_THREADS ?= 1
+coverage mutation test test-slow: export OMP_NUM_THREADS ?= 1
 
 test: dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.installed-slow
 	$(BIN)/python -m pytest -m slow
+
+# The lines of the core that tests run, in processes that they start, too; at least 90 %.
+coverage: dev
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n 2 --dist loadfile
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+# Small changes to the code that tests have to notice: minutes for each part; `make mutation PARTS=ball` is one of them.
+mutation: $(VENV)/.installed-mutation
+	$(BIN)/python .ci/mutation.py $(PARTS)
 
 lint: dev
 	$(BIN)/ruff check .
@@ -73,5 +88,5 @@ bench: $(VENV)/.installed-slow
 	$(BIN)/python benchmarks/all.py $(BENCH)
 
 clean:
-	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist mutants site .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find src tests $(wildcard plugins) -name __pycache__ -prune -exec rm -rf {} + -o -name '*.egg-info' -prune -exec rm -rf {} +

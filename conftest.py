@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 ROOT = Path(__file__).parent
 _cache: str | None = None
 # The same examples in every run, and no limit that a busy machine would break.
 settings.register_profile("advplug", derandomize=True, deadline=None)
+settings.register_profile("mutation", settings.get_profile("advplug"), phases=[Phase.explicit, Phase.generate])
 settings.load_profile("advplug")
 
 
