@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from cli_tools import run
+from conftest import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -86,3 +88,19 @@ def test_data_that_cannot_be_read_are_named() -> None:
     assert ran.code == 2
     assert "folder:photos,size=8: " in ran.err
     assert len(ran.err.splitlines()) == 1
+
+
+def test_the_study_of_captions_finds_a_copy_that_was_saved_anew() -> None:
+    pytest.importorskip("advplug_clip")
+    rows = []
+    for i in range(12):
+        coarse = Image.fromarray(pixels(1, i)[0])
+        coarse.resize((64, 64), Image.Resampling.BICUBIC).save(f"{i}.png")
+        rows.append(f"{i}.png,what is number {i}\n")
+    Image.open("3.png").save("again.jpg", quality=90)
+    Path("test.csv").write_text("image,caption\n" + "".join(rows[:6]))
+    Path("train.csv").write_text("image,caption\n" + "".join(rows[6:]) + "again.jpg,something else\n")
+    data = "captions:train.csv,test=test.csv,size=32"
+    ran = run("run", ROOT / "recipes" / "s3-caption-pgd.yaml", "--scale", "smoke", "--dataset", data, "-n", "6")
+    assert ran.code == 1
+    assert "1 of 6 evaluation images are in the training data: again.jpg and 3.png (near copy)" in ran.err
