@@ -34,6 +34,14 @@ def test_wilson_agrees_with_scipy_and_holds_its_value(n, data):
     assert found.low <= found.value <= found.high
 
 
+@given(st.integers(1, 200), st.data())
+def test_a_rate_and_that_of_the_opposite_are_mirrored_and_more_images_narrow_them(n, data):
+    k = data.draw(st.integers(0, n))
+    one, other, many = rate(k, n), rate(n - k, n), rate(10 * k, 10 * n)
+    assert (one.low, one.high) == pytest.approx((1 - other.high, 1 - other.low), abs=1e-12)
+    assert many.high - many.low < one.high - one.low
+
+
 def test_a_rate_of_nothing_is_no_rate():
     assert rate(0, 0) is None
 
@@ -135,6 +143,29 @@ def test_median_interval_uses_the_right_order_statistics():
         found = median(np.arange(1, n + 1))
         assert found is not None
         assert (found.low, found.high) == (below, n + 1 - below)
+
+
+FEW = st.lists(st.floats(-5, 5).map(lambda v: round(v, 3)), min_size=2, max_size=30)
+
+
+@given(FEW, st.sampled_from([-2.0, 0.5]), st.sampled_from([0.0, 3.0]))
+def test_intervals_move_with_their_values(values, scale, shift):
+    """In any unit, from any zero and the other way round."""
+    for of in (mean, median):
+        one, other = of(values), of(scale * np.array(values) + shift)
+        moved = [None if v is None else scale * v + shift for v in (one.value, one.low, one.high)]
+        low, high = moved[1:] if scale > 0 else moved[:0:-1]
+        assert (other.value, other.n) == (pytest.approx(moved[0], abs=1e-9), one.n)
+        assert [other.low, other.high] == [None if v is None else pytest.approx(v, abs=1e-9) for v in (low, high)]
+
+
+@given(st.lists(st.tuples(st.sampled_from([0, 0.25, 1]), st.sampled_from([0, 0.5, 1])), min_size=1, max_size=30))
+def test_a_difference_the_other_way_round_is_its_opposite(pairs):
+    ours, theirs = np.array(pairs, dtype=float).T
+    one, other = paired_difference(ours, theirs), paired_difference(theirs, ours)
+    assert one.value == pytest.approx(np.mean(ours - theirs))
+    assert (one.value, one.low, one.high) == pytest.approx((-other.value, -other.high, -other.low))
+    assert -1 <= one.low <= one.high <= 1
 
 
 def test_no_values_have_no_median():
