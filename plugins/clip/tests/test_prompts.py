@@ -35,6 +35,14 @@ def test_openai_has_the_eighty_templates() -> None:
     assert {"a bad photo of a pickup truck.", "itap of a pickup truck.", "a tattoo of the pickup truck."} <= set(made)
 
 
+def test_class_captions_are_several_and_among_them_are_the_default_prompts() -> None:
+    made = prompts.class_captions(["pickup_truck", "bear"])
+    assert made[0][0] == "a photo of a pickup truck."
+    assert len(set(made[0])) == len(prompts.NAMING)
+    assert all("bear" in text for text in made[1])
+    assert prompts.class_captions(DIGITS) == prompts.prompts(None, DIGITS)
+
+
 def test_a_text_of_ones_own() -> None:
     assert prompts.prompts("{}, {curly}", ["cat"]) == (("cat, {curly}",),)
 

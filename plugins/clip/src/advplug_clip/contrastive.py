@@ -16,6 +16,7 @@ from torch.nn import functional
 from advplug.contracts import Tuned
 from advplug.errors import CellFailure, UsageError
 from advplug.train import demand_finite
+from advplug_clip import prompts
 from advplug_clip.tiny import learn_words
 
 if TYPE_CHECKING:
@@ -32,29 +33,45 @@ GREATEST = math.log(100)
 
 @dataclass(frozen=True)
 class Captions:
-    """The captions of a training split as tokens (N, length); image i's are the rows `first[i]` to `first[i + 1]`."""
+    """The captions of a training split as tokens (N, length); image i's are the rows `first[i]` to `first[i + 1]`.
+
+    With `labels` (images,) they are those of classes: an image's are the rows of its class.
+    """
 
     tokens: Tensor
     first: np.ndarray[Any, Any]
+    labels: np.ndarray[Any, Any] | None = None
 
     def draw(self, images: np.ndarray[Any, Any], draws: torch.Generator) -> Tensor:
         """One caption of each image, at random."""
-        start, amount = self.first[images], self.first[images + 1] - self.first[images]
+        owner = images if self.labels is None else self.labels[images]
+        start, amount = self.first[owner], self.first[owner + 1] - self.first[owner]
         offset = (torch.rand(len(images), generator=draws).double().numpy() * amount).astype(int)
         return self.tokens[start + offset]
+
+    def same(self, images: np.ndarray[Any, Any]) -> Tensor | None:
+        """Which of these images (B,) share their captions, (B, B); None where each image has its own."""
+        if self.labels is None:
+            return None
+        own = torch.from_numpy(self.labels[images])
+        return own[:, None] == own
 
 
 def fit(scorer: ClipScorer, training: Training) -> Tuned:
     """Trains both towers in place on all captions; the word table becomes that of the captions.
 
-    Each step moves its images by the same few pixels. The loss is the mean of both directions' cross-entropy (Radford
-    et al. 2021, figure 3). Raises UsageError where images have no caption, CellFailure where the loss stops being
-    finite.
+    Without captions the classes' names make some, the same for all images of a class. Each step moves its images by the
+    same few pixels. The loss is the mean of both directions' cross-entropy (Radford et al. 2021, figure 3). Raises
+    UsageError where images have no caption, CellFailure where the loss stops being finite.
     """
-    texts = _texts(training)
+    if len(training.data) < 2:
+        raise CellFailure(f"training needs at least 2 images, got {len(training.data)}")
+    named = training.data.captions is None and not training.info.captions
+    texts = prompts.class_captions(training.info.classes) if named else _texts(training)
     flat = [text for own in texts for text in own]
     warnings = read_texts(scorer, flat)
-    captions = Captions(scorer.tokens(flat), np.concatenate([[0], np.cumsum([len(own) for own in texts])]))
+    first = np.concatenate([[0], np.cumsum([len(own) for own in texts])])
+    captions = Captions(scorer.tokens(flat), first, training.data.labels if named else None)
     stream = training.stream.child("contrastive", training.schedule.seed)
     with both_towers(scorer, training.device, stream):
         loss = _run(scorer, training, captions, stream)
@@ -99,8 +116,6 @@ def _texts(training: Training) -> tuple[tuple[str, ...], ...]:
     found = training.data.captions
     if found is None or not all(found):
         raise UsageError("contrastive training needs a caption for every image; use a dataset with captions")
-    if len(found) < 2:
-        raise CellFailure(f"training needs at least 2 images, got {len(found)}")
     return found
 
 
@@ -114,9 +129,10 @@ def _run(scorer: ClipScorer, training: Training, captions: Captions, stream: Str
     for epoch in range(plan.epochs):
         losses = []
         for step, (rows, draws) in enumerate(_batches(len(training.data), size, stream, epoch)):
-            x = _moved(training.data.batch(rows).x, plan.shift, draws).to(training.device)
+            x = _moved(training.data.batch(rows).x, plan.shift, draws)
+            x = (_mirrored(x, draws) if plan.flip else x).to(training.device)
             tokens = captions.draw(rows, draws).to(training.device)
-            loss = pair_loss(scorer.encode_image(x), clip.encode_text(tokens), clip.logit_scale)
+            loss = pair_loss(scorer.encode_image(x), clip.encode_text(tokens), clip.logit_scale, captions.same(rows))
             value = loss.item()
             demand_finite(value, (epoch + 1, plan.epochs, step + 1, steps), plan.lr)
             optimizer.zero_grad(set_to_none=True)
@@ -151,13 +167,22 @@ def _moved(x: Tensor, reach: int, draws: torch.Generator) -> Tensor:
     return wide[:, :, down : down + height, right : right + width]
 
 
-def pair_loss(images: Tensor, texts: Tensor, logit_scale: Tensor) -> Tensor:
+def _mirrored(x: Tensor, draws: torch.Generator) -> Tensor:
+    """Images (B, C, H, W), each mirrored with probability 1/2."""
+    return torch.where(torch.rand(len(x), 1, 1, 1, generator=draws) < 0.5, x.flip(3), x)
+
+
+def pair_loss(images: Tensor, texts: Tensor, logit_scale: Tensor, same: Tensor | None = None) -> Tensor:
     """Cross-entropy of telling which of the batch's texts (B, D) belongs to an image (B, D), and the reverse.
 
-    Features need not have unit length; `logit_scale` is the logarithm of the scale. A scalar.
+    Features need not have unit length; `logit_scale` is the logarithm of the scale. Where `same` (B, B) says that pairs
+    are of one class, all of its texts are equally right (Yang et al. 2022, arXiv 2204.03610). A scalar.
     """
     logits = logit_scale.exp() * functional.normalize(images, dim=-1) @ functional.normalize(texts, dim=-1).T
-    own = torch.arange(len(images), device=images.device)
+    if same is None:
+        own = torch.arange(len(images), device=images.device)
+    else:
+        own = (same / same.sum(1, keepdim=True)).to(logits)
     return (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
 
 

@@ -19,7 +19,7 @@ def _spec(name: str, summary: str, paper: str) -> Spec:
 
 _CLIP = "Radford et al. 2021"
 MODELS: list[Spec] = [
-    _spec("clip-tiny", "a CLIP that is trained from nothing on a dataset's captions, in about two minutes", _CLIP),
+    _spec("clip-tiny", "a CLIP that is trained from nothing on captions or class names, in about two minutes", _CLIP),
     _spec("clip-tiny-vit", "clip-tiny with a vision transformer instead of convolutions", "Dosovitskiy et al. 2021"),
     _spec("open_clip", "any model of open_clip: ARCH@TAG, ARCH@random, ARCH@FILE", _CLIP),
 ]

@@ -65,7 +65,8 @@ class Texts:
 
 @dataclass(frozen=True)
 class Tiny:
-    """A tiny CLIP, trained on a dataset's captions; what is asked of it afterwards makes no other weights."""
+    """A tiny CLIP, trained on a dataset's captions, or on its classes' names where it has none; what is asked of it
+    afterwards makes no other weights."""
 
     name: str
     texts: Texts
@@ -87,15 +88,15 @@ class Tiny:
         misfit = self.texts.misfit(self.name, info)
         if misfit:
             return misfit
-        if not info.captions:
-            return f"{self.name} learns from captions and the dataset has none; use digit-scenes, or an open_clip model"
         if not info.trainable:
             return f"{self.name} has to be trained and there are no training images; use an open_clip model"
         return None
 
     def schedule(self, info: DatasetInfo) -> Schedule:
         shift = round(SHIFT * min(info.size) / 32)
-        return Schedule(self.epochs, "adamw", self.lr, self.batch_size, DECAY, shift=shift, seed=self.seed)
+        # A caption may say where something is; a class's name does not.
+        flip = info.flip and not info.captions
+        return Schedule(self.epochs, "adamw", self.lr, self.batch_size, DECAY, flip=flip, shift=shift, seed=self.seed)
 
     def build(self, info: DatasetInfo, offline: bool = False) -> nn.Module:
         import torch

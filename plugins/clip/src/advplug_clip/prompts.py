@@ -16,6 +16,8 @@ SETS = ("digits", "simple", "openai")
 """Of a handwritten digit; a photo of it; the 80 for ImageNet, which come with open_clip."""
 SIMPLE = ("a photo of a {}.",)
 NUMERALS = "0123456789"
+NAMING = (*SIMPLE, "an image of a {}", "a picture of a {}", "the {}", "{}")
+"""What images of a class are called where data have no captions; of digits, `PROMPTS`."""
 _ARTICLE = re.compile(r"\ba \{\}")
 
 
@@ -35,12 +37,27 @@ def prompts(templates: str | None, classes: Sequence[str]) -> Groups:
     Underscores in a class's name are read as spaces.
     """
     if templates is None:
-        templates = "digits" if set(classes) <= {*DIGITS, *NUMERALS} else "simple"
-    names = [" ".join(name.replace("_", " ").split()) for name in classes]
-    sentences = _sentences(templates)
+        templates = "digits" if _digits(classes) else "simple"
     if templates == "digits":
-        return tuple(tuple(_spelled(sentence, name) for sentence in sentences) for name in names)
-    return tuple(tuple(sentence.replace("{}", name) for sentence in sentences) for name in names)
+        return tuple(tuple(_spelled(sentence, name) for sentence in PROMPTS) for name in _names(classes))
+    return _filled(_sentences(templates), classes)
+
+
+def class_captions(classes: Sequence[str]) -> Groups:
+    """What the images of each class are called in training, in several sentences, where they have no captions."""
+    return prompts("digits", classes) if _digits(classes) else _filled(NAMING, classes)
+
+
+def _digits(classes: Sequence[str]) -> bool:
+    return set(classes) <= {*DIGITS, *NUMERALS}
+
+
+def _names(classes: Sequence[str]) -> list[str]:
+    return [" ".join(name.replace("_", " ").split()) for name in classes]
+
+
+def _filled(sentences: Sequence[str], classes: Sequence[str]) -> Groups:
+    return tuple(tuple(sentence.replace("{}", name) for sentence in sentences) for name in _names(classes))
 
 
 def _sentences(templates: str) -> tuple[str, ...]:
@@ -51,7 +68,7 @@ def _sentences(templates: str) -> tuple[str, ...]:
         from open_clip import OPENAI_IMAGENET_TEMPLATES
 
         return tuple(make("{}") for make in OPENAI_IMAGENET_TEMPLATES)
-    return {"digits": PROMPTS, "simple": SIMPLE}.get(templates, (templates,))
+    return SIMPLE if templates == "simple" else (templates,)
 
 
 def _spelled(sentence: str, name: str) -> str:
