@@ -15,6 +15,9 @@ from advplug.builtin.dataset_classes import Kept
 from advplug.builtin.dataset_sources import MNIST_COUNTS
 from advplug.contracts import DatasetSource
 from advplug.data import Split
+from advplug.parse import parse_reference
+from advplug.plans import bind
+from advplug.registry import registry
 from advplug.testing import check_dataset
 from dataset_tools import make, rejects
 
@@ -103,6 +106,16 @@ def test_kept_classes_of_a_download(monkeypatch: pytest.MonkeyPatch) -> None:
     assert data.train.labels.tolist() == [1, 0] * 3
     assert data.train.index.tolist() == [2, 9, 12, 19, 22, 29]
     assert data.test.labels.tolist() == [0, 1] * 3
+
+
+def test_results_without_kept_classes_are_those_of_before_there_was_a_choice(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.npz")
+    whole, some = (
+        bind(registry(), "dataset", parse_reference(f"npz:{path}{more}")).recipe["params"]
+        for more in ("", ",classes=bee:ant")
+    )
+    assert "classes" not in whole
+    assert some["classes"] == "bee:ant"
 
 
 def test_all_classes_are_kept_as_they_are() -> None:

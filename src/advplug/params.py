@@ -43,7 +43,8 @@ FALSE = {"false", "no", "off", "0"}
 class Param:
     """What an annotation cannot say of a parameter: help, bounds, and whether it needs no key.
 
-    A positional parameter is the value that follows the name at once: `folder:PATH`.
+    A positional parameter is the value that follows the name at once: `folder:PATH`. One that came `later` is no part
+    of a recipe as long as it has its default, so that what was stored before there was such a parameter is still found.
     """
 
     help: str = ""
@@ -52,6 +53,7 @@ class Param:
     le: float | None = None
     lt: float | None = None
     positional: bool = False
+    later: bool = False
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,9 @@ def bind(registry: Registry, kind: str, reference: Reference) -> Bound:
     """Looks `reference` up and checks its parameters. Raises UsageError."""
     entry = registry.get(kind, reference.name)
     params = entry.bind(reference)
-    recipe = {"name": entry.name, "plugin": str(entry.source), "params": plain(params)}
+    later = {p.name for p in entry.params() if p.info.later and params[p.name] == p.default}
+    told = {name: value for name, value in params.items() if name not in later}
+    recipe = {"name": entry.name, "plugin": str(entry.source), "params": plain(told)}
     value = entry.make(params) if kind in ("dataset", "model") else None
     return Bound(str(reference), recipe, entry.spec.caps_of(params), value, entry, params)
 

@@ -33,7 +33,9 @@ ANIMALS = {
 
 TrainAmount = Annotated[float, Param("training images to use: a fraction up to 1, or a count", gt=0)]
 TestAmount = Annotated[int | None, Param("test images to use, a stratified sample (none: all)", ge=1)]
-Classes = Annotated[str | None, Param("classes to keep, numbered in this order, like bird:cat:deer (none: all)")]
+Classes = Annotated[
+    str | None, Param("classes to keep, numbered in this order, like bird:cat:deer (none: all)", later=True)
+]
 Root = Annotated[
     Path | None, Param("folder with the files (default: the cache folder, filled on first use)", positional=True)
 ]
