@@ -85,6 +85,16 @@ def test_the_worst_case_is_over_all_attacks_of_a_threat(tmp_path):
     )
 
 
+def test_the_same_attacks_in_another_order_explain_nothing(tmp_path):
+    """Workers of a cluster finish in any order; an attack may be stored along two series of budgets."""
+    other = "square"
+    a = store(tmp_path / "a", (cell(), evidence([1])), (cell(attack=other), evidence([2])), (cell(), evidence([1])))
+    b = store(tmp_path / "b", (cell(attack=other), evidence([2])), (cell(), evidence([1])))
+    compared = compare(a, b)
+    assert compared.notes == ()
+    assert compared.rows[0].a.attacks == ("pgd", other)
+
+
 def test_other_images_are_left_out_and_their_order_does_not_matter(tmp_path):
     a = store(tmp_path / "a", (cell(), evidence([50], n=100)))
     turned = evidence([50, 60], n=100, first=40).rows(np.arange(100)[::-1])

@@ -121,7 +121,8 @@ class _Threat:
 
     def side(self, rows: Array) -> Side:
         clean = share(self.evidence[0].rows(rows).clean)
-        columns: dict[str, Any] = {**self.columns, "attacks": tuple(self.attacks), "clean_accuracy": clean,
+        columns: dict[str, Any] = {**self.columns, "attacks": tuple(dict.fromkeys(self.attacks)),
+                                   "clean_accuracy": clean,
                                    "verdict": self.verdict, "flags": self.flags}  # fmt: skip
         if not self.minimised:
             return Side(worst_case_accuracy=share(self.robust(rows)), **columns)
@@ -152,8 +153,8 @@ def compare(a: Path, b: Path) -> Compared:
             notes.append(f"{left.name}: the runs judged no image in common")
             continue
         rows.append(_compared(left, right, common))
-        if left.attacks != right.attacks:
-            met = f"{', '.join(left.attacks)} against {', '.join(right.attacks)}"
+        if set(left.attacks) != set(right.attacks):
+            met = " against ".join(", ".join(dict.fromkeys(t.attacks)) for t in (left, right))
             notes.append(f"{left.name}: other attacks may explain the difference: {met}")
     only_a, only_b = (tuple(t.name for t in side.values()) for side in (ours, theirs))
     failed = tuple(f"{_failed(made)}: {made.reason}" for made in results[1].failed)
