@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -103,6 +104,7 @@ def _threats(threats: Sequence[ThreatRow]) -> str:
         "norm": lambda t: t.norm,
         "eps": lambda t: t.eps,
         "goal": lambda t: t.goal,
+        "attacks": _apart(threats),
         "clean % [95 %]": lambda t: percent(t.clean_accuracy, True),
         "worst case % [95 %]": lambda t: percent(t.worst_case_accuracy, True),
         "clean cosine": lambda t: cosine(t.clean_similarity),
@@ -113,6 +115,28 @@ def _threats(threats: Sequence[ThreatRow]) -> str:
         "verdict": lambda t: t.verdict or "not measured",
     }
     return _table("Worst case over the attacks", columns, threats, constant=("dataset", "model", "norm", "goal"))
+
+
+def _apart(threats: Sequence[ThreatRow]) -> Callable[[ThreatRow], str]:
+    """A threat's attacks where another one reads the same, as shifts beside rotations do; otherwise a dash."""
+    alike = Counter(map(_read, threats))
+    return lambda t: ", ".join(t.attacks) if alike[_read(t)] > 1 else "-"
+
+
+def _read(threat: ThreatRow) -> tuple[object, ...]:
+    t = threat
+    return t.dataset, t.model, t.defense, t.norm, t.eps, t.goal, t.seed
+
+
+def _places(threats: Sequence[ThreatRow]) -> Callable[[ThreatRow], str]:
+    """What a message calls a threat: victim and budget, with the goal and the attacks where they are needed."""
+    goals, attacks = len({t.goal for t in threats}) > 1, _apart(threats)
+
+    def place(threat: ThreatRow) -> str:
+        parts = [f"{threat.model} ({threat.defense})", f"{threat.norm} {threat.eps}", *[threat.goal] * goals]
+        return ", ".join([*parts, *[f"by {attacks(threat)}"] * (attacks(threat) != "-")])
+
+    return place
 
 
 def _against(threat: ThreatRow) -> str:
@@ -217,13 +241,16 @@ def grid(title: str, header: Row, rows: Sequence[Row]) -> str:
 def remarks(result: RunResult) -> list[str]:
     """What has to be said below the tables, as one paragraph or none."""
     lines = [f"leakage: {check.dataset}: {sentence(check)}" for check in result.run.leakage]
+    notes: dict[str, dict[str, None]] = {}
     for cell in result.cells:
         if cell.status != "ok":
             lines.append(
                 f"{cell.status}: {cell.attack} on {cell.model} ({cell.defense}), {cell.norm} {cell.eps}: {cell.reason}"
             )
-        lines += [f"note: {cell.attack} on {cell.model} ({cell.defense}): {note}" for note in cell.notes]
+        for note in cell.notes:
+            notes.setdefault(f"{cell.model} ({cell.defense}): {note}", {})[cell.attack] = None
         lines += _spread(cell)
+    lines += [f"note: {', '.join(attacks)} on {text}" for text, attacks in notes.items()]
     for certificate in result.certificates:
         lines += _certificate_remarks(certificate)
     for poisoning in result.poisonings:
@@ -231,9 +258,10 @@ def remarks(result: RunResult) -> list[str]:
     lines += _facts(result.cells)
     lines += _facts(result.poisonings)
     flags: dict[Flag, list[str]] = {}
+    place = _places(result.threats)
     for threat in result.threats:
         for flag in threat.flags:
-            flags.setdefault(flag, []).append(f"{threat.model} ({threat.defense}), {threat.norm} {threat.eps}")
+            flags.setdefault(flag, []).append(place(threat))
     lines += [
         f"{flag.level}: {flag.name}: {'; '.join(where)}: {flag.detail}; {CHECKS[flag.name].advice}"
         for flag, where in flags.items()
@@ -247,7 +275,7 @@ def remarks(result: RunResult) -> list[str]:
         if threat.verdict == "upper bound":
             missing = ", ".join(name for name in threat.unchecked if CHECKS[name].required)
             why = f"not checked: {missing}" if missing else "a stronger attack may break more"
-            lines.append(f"upper bound: {threat.model} ({threat.defense}), {threat.norm} {threat.eps}: {why}")
+            lines.append(f"upper bound: {place(threat)}: {why}")
     return ["\n".join(dict.fromkeys(lines))] if lines else []
 
 

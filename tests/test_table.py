@@ -1,0 +1,53 @@
+"""Tables and remarks of results: what reads the same is told apart, and what is true of several is said once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cli_tools import CNN, QUICK, TINY, run
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def shown(*options: str) -> tuple[list[str], list[str]]:
+    """The lines of the table of worst cases, and those of the remarks."""
+    ran = run("eval", "--dataset", TINY, "-m", CNN, "-n", "4", *QUICK, *options)
+    assert ran.code == 0, ran.err
+    worst = ran.out.split("Worst case over the attacks")[1].split("\n\n")
+    return worst[1].splitlines(), ran.out.splitlines()
+
+
+def near_chance(remarks: list[str]) -> set[str]:
+    """The threats that the check of that name tripped for: the model is not trained enough to be more."""
+    (line,) = (line for line in remarks if line.startswith("error: near-chance: "))
+    return set(line.split(": ")[2].split("; "))
+
+
+def test_shifts_and_rotations_are_threats_that_can_be_told_apart() -> None:
+    moves = ("spatial:angle=0,method=random,tries=1", "spatial:shift=0,method=random,tries=1")
+    table, remarks = shown("-a", moves[0], "-a", moves[1])
+    for move in moves:
+        assert sum(move in line for line in table) == 1
+        assert f"{CNN} (none), spatial 1, by {move}" in near_chance(remarks)
+
+
+def test_attacks_are_named_where_nothing_else_tells_threats_apart_and_only_there() -> None:
+    table, remarks = shown("-a", "fgsm", "-a", "spatial:method=random,tries=1")
+    assert not any("tries=1" in line or "fgsm" in line for line in table)
+    assert near_chance(remarks) == {f"{CNN} (none), linf 8/255", f"{CNN} (none), spatial 1"}
+
+
+def test_goals_are_named_where_there_are_two() -> None:
+    _, remarks = shown("-a", "fgsm", "-a", "fgsm:target=1", "-e", "8/255")
+    assert near_chance(remarks) == {f"{CNN} (none), linf 8/255, untargeted", f"{CNN} (none), linf 8/255, targeted:1"}
+
+
+def test_a_note_on_several_attacks_stands_once() -> None:
+    _, remarks = shown("-a", "fgsm", "-a", "pgd:steps=1", "-d", "jpeg")
+    notes = [line for line in remarks if "gradients pass the defense" in line]
+    assert [line.partition(":")[2].split(" on ")[0].strip() for line in notes] == ["fgsm, pgd:steps=1"]
