@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from advplug.estimate import Estimate, rate
 from advplug.plot import Axis, axis_of, draw, panels, plot_path
 from advplug.results import Cell, RunInfo, RunResult, ThreatRow, Verdict
 from advplug.session import Request, plan
-from cli_tools import run
+from cli_tools import TINY, run
 
 
 def axis(*defenses: str, budgets: tuple[str, ...] = ()) -> Axis:
@@ -102,6 +103,12 @@ def test_the_file_tells_each_points_verdict_and_is_the_same_each_time(tmp_path: 
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_dollar_in_a_name_is_no_formula(tmp_path: Path) -> None:
+    rows = [replace(threat("none", eps, 0.4), dataset="npz:$DATA/a_b.npz,test=$DATA/c") for eps in ("1/20", "1/10")]
+    draw(result(*rows), Axis("eps"), tmp_path / "curve.svg")
+    assert "m on npz:$DATA/a_b.npz,test=$DATA/c, linf" in (tmp_path / "curve.svg").read_text()
+
+
 def test_what_cannot_be_drawn_is_said_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"draws \.svg, \.png, \.pdf files, not 'x\.gif'"):
         plot_path(tmp_path / "x.gif")
@@ -127,3 +134,15 @@ def test_one_command_sweeps_a_filter_and_draws_it(tmp_path: Path) -> None:
     assert refused.code == 2
     assert "give several budgets" in refused.err
     assert not (tmp_path / "other").exists()
+
+
+def test_where_everything_failed_that_is_told_and_not_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GREEDY", "0")
+    ran = run("eval", "--dataset", TINY, "-m", "py:usernets:Greedy", "-a", "noise", "-e", "1/10", "-e", "1/5",
+              "-n", "4", "--audit", "none", "--plot", "x.svg", "-q")  # fmt: skip
+    assert ran.code == 3
+    assert ran.err.startswith("Error: 2 of 2 cells failed: ")
+    assert not Path("x.svg").exists()
