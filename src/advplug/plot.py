@@ -233,16 +233,17 @@ def style() -> AbstractContextManager[None]:
     """Under which all figures are made and written: text stays text, and the same result gives the same bytes."""
     import matplotlib as mpl
 
-    return mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "advplug", "font.size": 9})
+    # Names may hold $, which would begin a formula.
+    return mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "advplug", "font.size": 9, "text.parse_math": False})
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes `figure` to `path`, in the format of its suffix. Raises AdvplugError where that cannot be."""
+    """Writes `figure` to `path`, in the format of its suffix. Raises UsageError where that cannot be."""
     with style():
         try:
             figure.savefig(path, dpi=150, metadata=_undated(path))
         except OSError as error:
-            raise AdvplugError(f"{path} cannot be written: {error.strerror or error}") from error
+            raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def _undated(path: Path) -> dict[str, None]:
