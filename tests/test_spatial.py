@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from advplug.attacks.spatial import Ranges, Spatial, _cross_entropy, transformed
-from advplug.builtin.geometric import spatial
+from advplug.builtin.geometric import _effort, spatial
 from advplug.contracts import Batch, Crafted, Targeted, Threat, Trace, Untargeted, Wrap
 from advplug.errors import UsageError
 from advplug.testing import check_attack
@@ -203,6 +203,14 @@ def test_the_grid_has_all_combinations_once(scale: float, count: int) -> None:
     for column, values in enumerate(([-3, -1.5, 0, 1.5, 3], [-3, -1.5, 0, 1.5, 3], list(range(-30, 31, 2)))):
         torch.testing.assert_close(table[:, column].unique(), torch.tensor(values).double(), rtol=0, atol=1e-9)
     assert len(table[:, 3].unique()) == (5 if scale else 1)
+
+
+@pytest.mark.parametrize("ranges", [{"angle": 0}, {"shift": 0}, {"shift": 0, "angle": 0, "scale": 0.3}, {"scale": 0.3}])
+def test_the_forecast_counts_what_is_on_the_grid(ranges: dict[str, float]) -> None:
+    attack = spatial(**ranges)  # type: ignore[arg-type]
+    table = attack._table(batch_of(torch.rand(1, 1, 28, 28)), 1.0, stream())
+    settings = {"shift": 0.1, "angle": 30.0, "scale": 0.0, "scales": 5, "method": "grid", "tries": 10} | ranges
+    assert _effort(settings) == (table.shape[1] + 1, 0)
 
 
 def test_agrees_with_a_search_image_by_image_and_try_by_try() -> None:

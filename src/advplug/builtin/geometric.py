@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,8 +12,8 @@ if TYPE_CHECKING:
     from advplug.attacks.deepfool import DeepFool
     from advplug.attacks.spatial import SpatialAttack
 
-GRID = 775
-"""Shifts and rotations on the grid of the spatial attack."""
+SHIFTS, ANGLES = 5, 31
+"""The grid of the spatial attack: places along each axis, and angles."""
 
 
 def deepfool(
@@ -42,9 +43,10 @@ def spatial(
 
 
 def _effort(params: Mapping[str, Any]) -> tuple[float, float]:
-    """A forward pass for each combination that is tried."""
-    sizes = params["scales"] if params["scale"] else 1
-    return (GRID * sizes if params["method"] == "grid" else params["tries"]) + 1, 0
+    """A forward pass for each combination that is tried; of what may not change there is one."""
+    sides = {"shift": SHIFTS**2, "angle": ANGLES, "scale": params["scales"]}
+    grid = math.prod(many for name, many in sides.items() if params[name])
+    return (grid if params["method"] == "grid" else params["tries"]) + 1, 0
 
 
 _BOTH = frozenset({"untargeted", "targeted"})
