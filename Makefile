@@ -59,7 +59,7 @@ test-slow: $(VENV)/.installed-slow
 # The lines of the core that tests run, in processes that they start, too; at least 90 %.
 coverage: dev
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n 2 --dist loadfile
+	$(BIN)/coverage run -m pytest -n 2 --dist loadfile --timeout 600
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
