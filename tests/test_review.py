@@ -22,7 +22,7 @@ from advplug.estimate import Estimate, paired_p_value
 from advplug.registry import Registry, Source, load
 from advplug.rng import Stream
 from advplug.store import Store
-from advplug.table import grid
+from advplug.table import _table, grid
 from advplug.victim import Victim
 
 DRAWS = torch.Generator().manual_seed(0)
@@ -231,6 +231,12 @@ def test_a_group_in_which_an_attack_failed_is_not_trusted(failing: list[Any]):
 def test_a_title_is_not_cut_into_words_to_fit_a_narrow_table():
     title = "Attacks (dataset fake:n=20,train=40,size=16,classes=2, model cnn:epochs=1)"
     assert grid(title, ["eps"], [["1/10"]]).splitlines()[0] == title
+
+
+def test_what_reads_the_same_stands_once() -> None:
+    made = _table("Cells", {"eps": str, "clean %": lambda _: "65.3"}, [1, 2, 1], ("clean %",))
+    assert [line.split()[0] for line in made.splitlines()[4:]] == ["1", "2"]
+    assert "clean % 65.3" in made
 
 
 def test_names_between_colons_stay_as_they_are() -> None:

@@ -198,10 +198,13 @@ def _seed(items: Sequence[Any], of: Callable[[Any], Any] = lambda item: item) ->
 
 
 def _table(title: str, columns: Mapping[str, Callable[..., str]], items: Sequence[object], constant: Row) -> str:
-    """A table of `items`; columns named in `constant` that never vary move into the title."""
+    """A table of `items`; columns named in `constant` that never vary move into the title.
+
+    What reads the same stands once: undefended cells may be there alone and within a curve.
+    """
     if not items:
         return ""
-    rows = [[cell(item) for cell in columns.values()] for item in items]
+    rows = list(dict.fromkeys(tuple(cell(item) for cell in columns.values()) for item in items))
     fixed = [(i, name) for i, name in enumerate(columns) if name in constant and len({row[i] for row in rows}) == 1]
     heading = ", ".join(f"{name} {rows[0][i]}" for i, name in fixed)
     skip = {i for i, _ in fixed} | {
