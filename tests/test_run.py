@@ -13,6 +13,7 @@ import pytest
 
 from advplug import pipeline, work
 from advplug.attacks.transfer import forget
+from advplug.console import resuming
 from advplug.train import Training
 from cli_tools import CNN, TINY, Ran, nursery, run, stored, wait_for, without_times
 
@@ -190,8 +191,26 @@ def test_the_same_command_makes_use_of_what_is_left() -> None:
     runs = 1
     while "pending" in go(small, "--max-passes", "200", "-q").out.splitlines()[-1]:
         runs += 1
-    assert 1 < runs < 9
+    assert 1 < runs < 14
     assert without_times(go(small, "--json").json) == without_times(whole)
+
+
+def test_checks_that_a_limit_left_out_are_pending() -> None:
+    one = LIMITED.replace("seeds: [0, 1]\naudit: none\n", "").replace("defenses: jpeg\n", "")
+    one = one.replace("[noise, fgsm, 'ifgsm:steps=4', 'pgd:steps=8']", "'ifgsm:steps=4'")
+    ran = go(one, "--max-passes", "2", "-q")
+    assert ran.out.splitlines()[-1] == (
+        "the health checks of 1 of 1 threats are pending; run the same command to go on"
+    )
+    assert "pending" not in go(one, "--max-passes", "2", "-q").out
+    assert all(t["audit"] is not None for t in go(one, "--json").json["threats"])
+
+
+def test_a_run_that_begins_anew_goes_on_without_that() -> None:
+    ran = go(LIMITED, "--fresh", "--max-passes", "2")
+    assert ran.out.splitlines()[-1].endswith(" cells pending; run the same command without --fresh to go on")
+    assert "kept in out: the same command without --fresh again computes only what is missing\n" in ran.err
+    assert resuming("advplug run m.yaml --fresh -o 'a b'") == "advplug run m.yaml -o 'a b'"
 
 
 # --- status ---

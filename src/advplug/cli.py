@@ -117,7 +117,8 @@ def evaluate(no_baseline: bool, plot: Path | None, **given: Any) -> None:
 
     def show_and_draw(result: Any, as_json: bool, quiet: bool) -> None:
         show(result, as_json, quiet)
-        draw(result, axes[0], plot)
+        if any(made.status == "ok" for made in result.done):  # otherwise what failed is what has to be said
+            draw(result, axes[0], plot)
 
     _run(plan_along, show_and_draw, keeps_spec=True, baseline=baseline, **given)
 
@@ -169,7 +170,7 @@ def _run(
     if dry_run:
         _print_plan(sweeps, certificates(request, sweeps), poisons, request, as_json)
         return
-    from advplug.console import console_progress, hand_over, quieten
+    from advplug.console import console_progress, hand_over, quieten, resuming
     from advplug.study_plan import spec_of
 
     quieten(verbose)
@@ -180,7 +181,7 @@ def _run(
             result = execute(request, sweeps, progress, poisons, spec)
         except KeyboardInterrupt:
             raise Interrupted(
-                f"interrupted: finished cells are kept in {output}; to go on: {request.command}"
+                f"interrupted: finished cells are kept in {output}; to go on: {resuming(request.command)}"
             ) from None
     show(result, as_json, quiet)
     hand_over(result, ready, quiet)

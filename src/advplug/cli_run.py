@@ -13,7 +13,9 @@ from advplug.cli_training import training_option
 from advplug.defaults import OUTPUT, SPEC
 
 if TYPE_CHECKING:
+    from advplug.allowance import Allowance
     from advplug.executors import Placement
+    from advplug.results import RunResult
     from advplug.session import Request
     from advplug.study_plan import Flags, Planned
 
@@ -108,14 +110,24 @@ def run(
     if dry_run:
         _forecast(planned, calibrate, as_json, verbose)
     else:
+        _demand_kept(matrix, base.output)
         _execute(planned, allowance, asked, as_json, quiet, verbose)
 
 
 def _folder(matrix: Path, scale: str | None) -> Path:
     """Where results go unless told: a folder's own spec goes on there."""
-    if matrix.name == SPEC:
+    if matrix.name == SPEC and (matrix.parent / "results.sqlite").is_file():
         return matrix.parent
     return Path(OUTPUT) / (matrix.stem + (f"-{scale}" if scale else ""))
+
+
+def _demand_kept(matrix: Path, output: Path | None) -> None:
+    """Raises UsageError where the run would put its own spec in the place of the file that it reads."""
+    from advplug.errors import UsageError
+
+    spec = (output or Path()) / SPEC
+    if spec.exists() and spec.samefile(matrix) and not spec.with_name("results.sqlite").is_file():
+        raise UsageError(f"the run would overwrite {matrix} with its own; rename your file, or choose another -o")
 
 
 def _flags(n: int | None, baseline: bool | None, audit: str | None, **axes: tuple[Any, ...]) -> Flags:
@@ -161,11 +173,12 @@ def _keys(planned: Planned) -> list[str]:
     return [*cells, *proofs, *(p.key for p in planned.poisons)]
 
 
-def _execute(planned: Planned, allowance: Any, asked: list[Any], as_json: bool, quiet: bool, verbose: bool) -> None:
-    from advplug.console import console_progress, hand_over, quieten, show
+def _execute(
+    planned: Planned, allowance: Allowance, asked: list[Any], as_json: bool, quiet: bool, verbose: bool
+) -> None:
+    from advplug.console import console_progress, hand_over, quieten, resuming, same_command, show
     from advplug.errors import CellFailure
     from advplug.session import execute
-    from advplug.status import pending
     from advplug.study_plan import spec_text
     from advplug.tracking import made
 
@@ -178,19 +191,32 @@ def _execute(planned: Planned, allowance: Any, asked: list[Any], as_json: bool, 
             result = execute(request, planned.sweeps, progress, planned.poisons, spec, allowance)
         except KeyboardInterrupt:
             raise Interrupted(
-                f"interrupted: finished cells are kept in {request.output}; to go on: {request.command}"
+                f"interrupted: finished cells are kept in {request.output}; to go on: {resuming(request.command)}"
             ) from None
     show(result, as_json, quiet)
     if not quiet:
         click.echo(f"this run took {result.run.seconds:.0f} s and {result.run.passes:,} passes of an image", err=True)
-    left = pending(keys, result)
+    left = _left(planned, allowance, keys, result)
     if left:
         # Beside a table it is part of what is told; beside JSON nothing may be.
-        line = f"{left} of {len(set(keys))} cells pending; run the same command to go on"
-        click.echo(line, err=as_json)
+        click.echo(f"{left} pending; run {same_command(request.command)} to go on", err=as_json)
     hand_over(result, ready, quiet)
     if result.failed:
         raise CellFailure(f"{len(result.failed)} of {len(result.done)} cells failed: {result.failed[0].reason}")
+
+
+def _left(planned: Planned, allowance: Allowance, keys: list[str], result: RunResult) -> str:
+    """What a limit left to be done, in words; an empty text where that is nothing."""
+    from advplug.perturbations import LP
+    from advplug.status import pending
+
+    cells = pending(keys, result)
+    if cells:
+        return f"{cells} of {len(set(keys))} cells"
+    # Audits come last of a victim.
+    stopped = allowance.used_up(result.run.seconds, result.run.passes) and planned.request.audit != "none"
+    threats = [t for t in result.threats if t.audit is None and t.norm in LP and t.attacks] if stopped else []
+    return f"the health checks of {len(threats)} of {len(result.threats)} threats are" if threats else ""
 
 
 @click.command("status")

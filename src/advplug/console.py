@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import sys
 import time
 import warnings
@@ -84,6 +85,18 @@ class _Lines:
         self.note("; ".join(part for part in parts if part))
 
 
+def resuming(command: str) -> str:
+    """The command that goes on with what a command began: --fresh would throw that away."""
+    if "--fresh" not in command:
+        return command
+    return shlex.join(part for part in shlex.split(command) if part != "--fresh")
+
+
+def same_command(command: str) -> str:
+    """The same, in words."""
+    return "the same command" + ("" if resuming(command) == command else " without --fresh")
+
+
 def hand_over(result: RunResult, ready: Sequence[tuple[str, Tracker]], quiet: bool) -> None:
     """Gives the result to its trackers and tells, on standard error, where it is and which of them failed."""
     from advplug.tracking import track
@@ -110,4 +123,5 @@ def show(result: RunResult, as_json: bool, quiet: bool) -> None:
 def _print(result: RunResult, as_json: bool, quiet: bool, render: Callable[[RunResult], str]) -> None:
     click.echo(json.dumps(result.to_json(), indent=2, allow_nan=False) if as_json else render(renamed(result)))
     if not quiet and not as_json and result.run.output:
-        click.echo(f"kept in {result.run.output}: the same command again computes only what is missing", err=True)
+        again = same_command(result.run.command)
+        click.echo(f"kept in {result.run.output}: {again} again computes only what is missing", err=True)
