@@ -121,7 +121,7 @@ def test_the_command_says_what_it_leaves_out_and_writes_files(folder: Path, tmp_
     assert run("export", folder, "-f", "csv", "--what", "cells", "-o", file).err == ""
     assert file.read_text() == ran.out
     gone = run("export", folder, "-f", "csv", "-o", tmp_path / "none" / "rows.csv")
-    assert gone.code == 4
+    assert gone.code == 2
     assert "cannot be written: No such file or directory" in gone.err
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from advplug.errors import AdvplugError, UsageError
+from advplug.errors import UsageError
 from advplug.estimate import Estimate
 from advplug.evidence import Evidence, worst_case
 from advplug.results import Cell, Certificate, Flag, Poisoning, RunResult, ThreatRow
@@ -221,8 +221,8 @@ _WRITERS: Mapping[str, Callable[[Sequence[Mapping[str, Any]]], bytes]] = {
 
 
 def write(data: bytes, path: Path) -> None:
-    """Writes `data` to `path`. Raises AdvplugError where that cannot be."""
+    """Writes `data` to `path`. Raises UsageError where that cannot be."""
     try:
         path.write_bytes(data)
     except OSError as error:
-        raise AdvplugError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error
