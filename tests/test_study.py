@@ -63,6 +63,7 @@ SHAPES = [
     ("models: cnn\nattacks: {pgd: [3]}\n", 2, "'pgd' takes its parameters as {KEY: VALUE}"),
     ("models: cnn\nattacks:\n- pgd:\n    steps: {a: 1}\n", 3, "'pgd': steps is nested"),
     ("models: cnn\nattacks: [pgd:steps=3,restarts=2]\n", 2, "'restarts=2' is a parameter without a name before it"),
+    ("models: cnn\nattacks: fgsm, pgd\n", 2, "'fgsm, pgd' is no reference; write a list as [fgsm, pgd]"),
     ("models: cnn\nattacks:\n- fgsm\n- ''\n", 4, "a value is missing"),
     ("models: []\n", 1, "'models' is empty; leave the key out where nothing is to be said"),
     ("models:\n", 1, "a value is missing; leave the key out where nothing is to be said"),

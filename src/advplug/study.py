@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 from advplug.budgets import parse_budget
 from advplug.errors import UsageError, did_you_mean
 from advplug.params import FALSE, TRUE
-from advplug.parse import Reference, parse_reference, parse_stack
+from advplug.parse import Reference, is_name, parse_reference, parse_stack
 from advplug.yaml_text import Node, Plain, read
 
 AXES = ("datasets", "models", "defenses", "attacks", "eps", "seeds")
@@ -59,6 +59,8 @@ def _checked(text: str) -> str:
         if _BARE_PARAMETER.match(text):
             hint = "inside [ ] a comma ends an item, so quote the whole reference or write one a line after '- '"
             raise ValueError(f"'{text}' is a parameter without a name before it; {hint}") from None
+        if all(map(is_name, names := [part.strip() for part in text.split(",")])):
+            raise ValueError(f"'{text}' is no reference; write a list as [{', '.join(names)}]") from None
         raise ValueError(str(error)) from None
     if not text:
         raise ValueError("a value is missing")
@@ -128,7 +130,7 @@ def _listed_by_commas(value: Any) -> Any:
 _SCALAR: dict[str, Any] = {"type": ["string", "number", "boolean"]}
 _REFERENCE: dict[str, Any] = {
     "anyOf": [
-        {"type": "string", "minLength": 1, "not": {"pattern": _BARE_PARAMETER.pattern}},
+        {"type": "string", "minLength": 1, "not": {"pattern": _BARE_PARAMETER.pattern + r"|^[\w. \-]+(,[\w. \-]+)+$"}},
         {
             "type": "object",
             "minProperties": 1,
