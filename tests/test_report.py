@@ -242,6 +242,14 @@ def test_classes_fall_by_what_the_worst_case_takes(page: Node) -> None:
     assert all(r["cnn+jpeg %"] == "100 → 80" for r in found)
 
 
+def test_the_drop_by_class_is_of_the_images_that_the_worst_case_is_of(tmp_path: Path) -> None:
+    """A folder may hold an earlier run on fewer images, under the same names."""
+    few, many = evidence(range(20), n=20), evidence(range(10))
+    path = stored(tmp_path, (cell(few), few), (cell(many), many), threats=[threat(1.0, 0.8)])
+    (table,) = section(parse(write(path).read_text()), "classes").all("table")
+    assert {(r["images"], r["cnn %"]) for r in rows(table)} == {("5", "100 → 80")}
+
+
 def test_transfer_is_a_matrix_of_sources_and_judges(page: Node) -> None:
     figure = section(page, "transfer").one("figure")
     table = figure.one("table")

@@ -66,7 +66,9 @@ def classes(data: Data) -> Section | None:
 def _drop(data: Data, threat: ThreatRow) -> _Drop | None:
     """None where nothing was observed, or where similarities were lowered instead."""
     found = [data.evidence[c.key] for c in data.cells_of(threat) if c.key in data.evidence]
-    known = [e for e in found if not e.minimised and np.array_equal(e.index, found[0].index)]
+    n = threat.worst_case_accuracy.n if threat.worst_case_accuracy else 0
+    seen = [e for e in found if not e.minimised and e.n == n]  # those of an earlier run may be of other images
+    known = [e for e in seen if np.array_equal(e.index, seen[-1].index)]
     if not known:
         return None
     y, most = known[0].y.astype(int), int(known[0].y.max(initial=0)) + 1
