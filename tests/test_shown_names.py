@@ -30,6 +30,25 @@ def test_what_a_label_is_called(label: str, shown: str) -> None:
     assert called(label, NAMES) == shown
 
 
+def test_attacks_that_differ_in_their_threat_only_keep_their_reference() -> None:
+    """Their label is the same, so that a name would be wrong for all but one."""
+    variants = {"near": "pgd:steps=3,eps=1/10", "far": "pgd:steps=3,eps=1/5", "to-3": "fgsm:target=3"}
+    names = names_of(variants, variants.values())
+    assert called("pgd:steps=3", names) == "pgd:steps=3"
+    assert called("fgsm", names) == "to-3"
+    names = names_of(variants, ["fgsm", "fgsm:target=3", "pgd:steps=3,eps=1/5"])
+    assert called("fgsm", names) == "fgsm"
+    assert called("pgd:steps=3", names) == "far"
+    names = names_of({"usual": "pgd:steps=3", "far": "pgd:steps=3,eps=1/5"}, ["pgd:steps=3", "pgd:steps=3,eps=1/5"])
+    assert called("pgd:steps=3", names) == "pgd:steps=3"
+
+
+def test_a_defense_with_a_budget_lends_its_name_to_no_other() -> None:
+    names = names_of({"at8": "advtrain:eps=8/255"}, ["fgsm"])
+    assert called("advtrain", names) == "advtrain"
+    assert called("advtrain:eps=8/255+jpeg", names) == "at8+jpeg"
+
+
 def test_a_run_with_names(tmp_path: Path) -> None:
     matrix = {
         "variants": {"small": TINY, "net": CNN, "squash": "jpeg:quality=50", "strong": "pgd:steps=3"},

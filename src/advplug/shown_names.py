@@ -5,7 +5,7 @@ What programs read, and what is stored, keeps the references: a name means somet
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,14 +17,25 @@ from advplug.results import Cell, RunResult
 _SHOWN = ("dataset", "model", "defense", "attack")
 
 
-def names_of(variants: Mapping[str, str]) -> dict[str, str]:
-    """What each variant's reference is called, by its spelling in results. The first of two names for one counts."""
+def names_of(variants: Mapping[str, str], attacks: Iterable[str] | None = None) -> dict[str, str]:
+    """What each variant's reference is called, by its spelling in results. The first of two names for one counts.
+
+    `attacks` are those of the matrix, written out; unless given, any variant may be one. Results say the threat of an
+    attack beside it, so that `pgd` and `pgd:target=3` have one label: such a label keeps its reference.
+    """
     found: dict[str, str] = {}
     for name, text in variants.items():
-        stack = parse_stack(text)
-        found.setdefault(str(stack), name)
-        if len(stack) == 1:  # what an attack says of the threat is no part of its label
-            found.setdefault(str(parse_reference(text).without(*THREAT_KEYS)), name)
+        found.setdefault(str(parse_stack(text)), name)
+    labels: dict[str, set[str]] = {}
+    stacks = (parse_stack(text).parts for text in variants.values())
+    alone = [parts[0] for parts in stacks if len(parts) == 1]
+    for reference in alone if attacks is None else map(parse_reference, attacks):
+        labels.setdefault(str(reference.without(*THREAT_KEYS)), set()).add(str(reference))
+    for label, written in labels.items():
+        if len(written) > 1:
+            found.pop(label, None)
+        elif (only := next(iter(written))) in found:
+            found.setdefault(label, found[only])
     return found
 
 

@@ -63,7 +63,6 @@ def plan_file(path: Path, base: Request, scale: str | None = None, flags: Flags 
     request = replace(
         base, limit=matrix.n, baseline=matrix.baseline, audit=matrix.audit, certify=matrix.certify,
         leakage=matrix.leakage,
-        names=names_of(loaded.matrix.variants),
         seeds=tuple(dict.fromkeys(s for block in (matrix, *matrix.include) for s in block.seeds or (0,))),
     )  # fmt: skip
     sweeps: list[Sweep] = []
@@ -74,7 +73,8 @@ def plan_file(path: Path, base: Request, scale: str | None = None, flags: Flags 
             sweeps, poisons = plan_all(_request(matrix, matrix, request))
         for position, entry in enumerate(matrix.exclude):
             before = sum(len(s.budgets) for s in sweeps) + len(poisons)
-            sweeps = [left for s in sweeps if (left := _less(s, entry)) is not None]
+            meant = _meant(entry, matrix, request)
+            sweeps = [left for s in sweeps if (left := _less(s, entry, meant.get(_place(s), set()))) is not None]
             poisons = [p for p in poisons if not _matches(entry, p.victim, p.attack.label) or entry.eps is not None]
             if sum(len(s.budgets) for s in sweeps) + len(poisons) == before:
                 notes.append(f"{loaded.where('exclude', position)}: this excludes nothing")
@@ -82,10 +82,12 @@ def plan_file(path: Path, base: Request, scale: str | None = None, flags: Flags 
         with _planned(loaded, ("include", position), loaded.matrix.include[position], flags):
             more, others = plan_all(_request(matrix, block, request))
         sweeps, poisons = [*sweeps, *more], [*poisons, *others]
-    unique = list({s.key: s for s in reversed(sweeps)}.values())[::-1]
+    unique = _largest(list({s.key: s for s in reversed(sweeps)}.values())[::-1])
     attacked = list({p.key: p for p in reversed(poisons)}.values())[::-1]
     if not unique and not attacked:
         raise UsageError(f"{path}: nothing is left of the matrix; exclude less")
+    attacks = [text for block in (matrix, *matrix.include) for text in block.attacks or ()]
+    request = replace(request, names=names_of(loaded.matrix.variants, attacks))
     return Planned(request, matrix, _by_victim(unique), attacked, tuple(notes))
 
 
@@ -145,6 +147,21 @@ def _request(matrix: Matrix, block: Block, base: Request) -> Request:
     )
 
 
+def _largest(sweeps: Sequence[Sweep]) -> list[Sweep]:
+    """Less those whose budgets another sweep of the same attack has all, unless static attacks want its images."""
+
+    def like(s: Sweep) -> tuple[Any, ...]:
+        return s.victim.key, s.attack.label, s.norm, str(s.goal), s.static
+
+    groups: dict[tuple[Any, ...], list[Sweep]] = {}
+    for sweep in sweeps:
+        groups.setdefault(like(sweep), []).append(sweep)
+    small = {s.key for own in groups.values() for s in own if any(set(s.budgets) < set(o.budgets) for o in own)}
+    if small:
+        small -= {s.baseline.key for s in sweeps if s.baseline is not None and s.key not in small}
+    return [s for s in sweeps if s.key not in small]
+
+
 def _by_victim(sweeps: Sequence[Sweep]) -> list[Sweep]:
     """A victim's sweeps together, victims in the order in which they first appear, so that each is built once."""
     order = {key: place for place, key in enumerate(dict.fromkeys(s.victim.key for s in sweeps))}
@@ -181,19 +198,40 @@ def _references(matrix: Matrix, overridden: set[str]) -> Iterator[tuple[tuple[in
 # --- what is left out ---
 
 
-def _less(sweep: Sweep, entry: Exclude) -> Sweep | None:
-    """The sweep without what `entry` excludes; None where nothing is left."""
+def _less(sweep: Sweep, entry: Exclude, meant: set[Fraction]) -> Sweep | None:
+    """The sweep less what `entry` excludes, None where nothing is left; `meant` are budgets that its attacks name."""
+    gone = set(sweep.budgets)
     if not _matches(entry, sweep.victim, sweep.attack.label):
+        whatever = entry.model_copy(update={"attack": None})
+        gone = meant if meant and _matches(whatever, sweep.victim, sweep.attack.label) else set()
+    if entry.eps is not None:
+        named = [parse_budget(text) for text in entry.eps]
+        gone = {eps for eps in gone if any(b.eps == eps and b.norm in (None, sweep.norm) for b in named)}
+    if not gone:
         return sweep
-    if entry.eps is None:
-        return None
-    gone = [parse_budget(text) for text in entry.eps]
-
-    def stays(eps: Fraction) -> bool:
-        return not any(b.eps == eps and b.norm in (None, sweep.norm) for b in gone)
-
-    left = tuple(eps for eps in sweep.budgets if stays(eps))
+    left = tuple(eps for eps in sweep.budgets if eps not in gone)
     return replace(sweep, budgets=left) if left else None
+
+
+def _place(sweep: Sweep) -> tuple[str, str, str, str]:
+    return sweep.victim.key, sweep.attack.label, sweep.norm, str(sweep.goal)
+
+
+def _meant(entry: Exclude, matrix: Matrix, request: Request) -> dict[tuple[str, str, str, str], set[Fraction]]:
+    """The budgets of attacks that an entry names with a threat, like pgd:target=3, which is no part of their label."""
+    named = [text for text in entry.attack or () if _tells_threat(text)]
+    try:
+        found = plan_all(_request(matrix, matrix.model_copy(update={"attacks": named}), request))[0] if named else []
+    except UsageError:  # a pattern need be no reference
+        return {}
+    return {_place(s): set(s.budgets) for s in found}
+
+
+def _tells_threat(text: str) -> bool:
+    try:
+        return any(key in THREAT_KEYS for key, _ in parse_reference(text).params)
+    except UsageError:
+        return False
 
 
 def _matches(entry: Exclude, victim: VictimPlan, attack: str) -> bool:
