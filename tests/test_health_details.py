@@ -188,6 +188,9 @@ def test_black_box_attacks_are_held_against_gradients():
     noise = replace(black_box(90), strength=Strength.FLOOR)
     assert run(name, group(finding(), noise)) == UNCHECKED, "noise has a check of its own"
     assert run(name, group(finding(), replace(black_box(90), gradient=True))) == UNCHECKED
+    for searches in ((1000, 9), (9, 1000)):
+        both = [black_box(10, queries=count) for count in searches]
+        assert run(name, group(finding(), *both)) == PASSED, "one of them asked enough"
     transfer = finding(broken=50, strength=Strength.ITERATIVE, gradient=False, queries=None)
     assert run(name, group(finding(), transfer)) == PASSED
     assert run(name, group(finding(broken=50, attacked=bits(50)))) == PASSED, "nothing is left for a search"
@@ -202,7 +205,8 @@ def test_what_is_left_to_the_search_of_a_cascade_is_a_share():
 
     def cascade(n, late, **change):
         won = np.arange(n) < late
-        return long(n, adaptive=won[:, None], black_box=won, queries=np.where(won, 5000, 0), **change)
+        facts = {"adaptive": won[:, None], "black_box": won, "queries": np.where(won, 5000, 0)}
+        return long(n, **(facts | change))
 
     assert run(name, group(cascade(100, 2))).detail == (
         "random search breaks 2 of 100 images that no gradient of attack broke"
@@ -213,6 +217,9 @@ def test_what_is_left_to_the_search_of_a_cascade_is_a_share():
         "random search breaks 2 of 100 images"
     )
     assert run(name, group(cascade(N, 9), finding(broken=9))) == PASSED, "other gradients broke them"
+    asked, hardly = cascade(N, 1), cascade(N, 1, queries=np.full(N, 9))
+    assert run(name, group(asked, hardly)) == run(name, group(hardly, asked)) == PASSED
+    assert run(name, group(hardly)) == UNCHECKED
     assert run(name, group(cascade(N, 1), replace(cascade(N, 9), attack="b"))).detail.endswith("of b broke")
 
 
