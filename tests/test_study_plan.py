@@ -94,6 +94,19 @@ def test_exclude(entry: str, gone: Any) -> None:
     assert left.notes == (() if cells(left) != everything else (nothing,))
 
 
+def test_an_attack_with_a_threat_is_excluded_with_it() -> None:
+    """By its name, or as it is written; the attack itself under another threat stays."""
+    text = "models: [cnn, resnet18]\nvariants: {far: 'pgd:eps=1/5', third: 'fgsm:target=3'}\n"
+    text += "attacks: [pgd, far, fgsm, third]\neps: 1/10\nexclude:\n- {model: cnn, attack: [far, third]}\n"
+    planned = plan(text)
+    assert planned.notes == ()
+    left = [(s.attack.label, str(s.goal), str(s.budgets[0])) for s in planned.sweeps if s.victim.model.label == "cnn"]
+    assert left == [("pgd", "untargeted", "1/10"), ("fgsm", "untargeted", "1/10")]
+    assert len(planned.sweeps) == 2 + 4
+    assert len(plan(text.replace("[far, third]", "'fgsm:target=3'")).sweeps) == 3 + 4
+    assert len(plan(text.replace("[far, third]", "'fgsm:target=4'")).sweeps) == 8
+
+
 def test_an_excluded_budget_leaves_the_others_of_its_sweep() -> None:
     (sweep,) = plan("models: cnn\nattacks: pgd\neps: [1/255, 2/255, 3/255]\nexclude: {eps: 2/255}\n").sweeps
     assert list(map(str, sweep.budgets)) == ["1/255", "1/85"]
@@ -131,6 +144,26 @@ def test_the_same_cell_is_there_once_and_a_victims_sweeps_stand_together() -> No
         ("cnn", "pgd"),
         ("resnet18", "fgsm"),
     ]
+
+
+def test_a_cell_that_is_included_again_with_other_budgets_is_there_once() -> None:
+    text = "models: cnn\nattacks: [fgsm, pgd]\neps: [1/255, 2/255, 3/255]\ninclude:\n- {attacks: pgd, eps: 3/255}\n"
+    assert [len(s.budgets) for s in plan(text).sweeps] == [3, 3]
+    assert run("run", "m.yaml", "--dry-run").out.startswith("6 cells, ")
+    # Sweeps that begin with the same budgets share those cells.
+    plan("models: cnn\nattacks: pgd\neps: [1/255, 2/255]\ninclude:\n- {eps: [1/255, 3/255]}\n")
+    rows = run("run", "m.yaml", "--dry-run", "--json").json["cells"]
+    assert [r["eps"] for r in rows] == ["1/255", "2/255", "1/85"]
+
+
+def test_images_that_static_attacks_want_are_crafted_at_their_budgets() -> None:
+    text = "models: cnn\nattacks: pgd\neps: [1/255, 3/255]\ninclude:\n- {defenses: jpeg, eps: 3/255}\n"
+    sweeps = plan(text).sweeps
+    assert [(s.victim.defense_label, len(s.budgets)) for s in sweeps] == [("none", 2), ("none", 1), ("jpeg", 1)]
+    assert sweeps[2].baseline is not None
+    assert sweeps[2].baseline.key == sweeps[1].key
+    both = text.replace("attacks: pgd\n", "attacks: pgd\ndefenses: jpeg\n")
+    assert [len(s.budgets) for s in plan(both).sweeps] == [2, 2]
 
 
 def test_variants_are_the_references_they_name() -> None:
@@ -255,3 +288,18 @@ def test_calibrate_goes_with_a_dry_run() -> None:
     ran = run("run", "m.yaml", "--calibrate")
     assert (ran.code, ran.out) == (2, "")
     assert "--calibrate goes with --dry-run" in ran.err
+
+
+def test_a_file_of_ones_own_is_never_overwritten() -> None:
+    """One that is called as the spec that a run writes into its folder."""
+    text = f"# by hand\ndatasets: '{TINY}'\nmodels: {CNN}\nattacks: fgsm\naudit: none\n"
+    Path("spec.yaml").write_text(text)
+    ran = run("run", "spec.yaml", "-o", ".")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err == (
+        "Error: the run would overwrite spec.yaml with its own; rename your file, or choose another -o\n"
+    )
+    ran = run("run", "spec.yaml", "-q")
+    assert ran.code == 0, ran.err
+    assert Path("spec.yaml").read_text() == text
+    assert Path("advplug-results/spec/spec.yaml").is_file()

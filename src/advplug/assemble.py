@@ -100,7 +100,12 @@ def assemble(
     poisonings: Sequence[PoisonPlan] = (),
 ) -> RunResult:
     """The run's result from what is stored; what was never reached is left out."""
-    cells = [(s, eps, stored.cell(s.cell_key(eps))) for s in sweeps for eps in s.budgets]
+    # Two sweeps that begin with the same budgets share a cell.
+    asked: dict[str, tuple[Sweep, Fraction]] = {}
+    for sweep in sweeps:
+        for eps in sweep.budgets:
+            asked.setdefault(sweep.cell_key(eps), (sweep, eps))
+    cells = [(sweep, eps, stored.cell(key)) for key, (sweep, eps) in asked.items()]
     groups: dict[str, list[tuple[Sweep, Fraction]]] = {}
     for sweep, eps, cell in cells:
         if cell is not None and cell.status != "refused":

@@ -19,26 +19,25 @@ if TYPE_CHECKING:
 
 def plan_rows(sweeps: Sequence[Sweep], done: Mapping[str, str]) -> list[dict[str, Any]]:
     """The cells of a matrix, each with what is stored of it: to do, done, again (it failed) or refused."""
-    rows = []
+    rows: dict[str, dict[str, Any]] = {}
     for sweep in sweeps:
         for eps in sweep.budgets:
-            rows.append(
-                {
-                    "key": sweep.cell_key(eps),
-                    "dataset": sweep.victim.dataset.label,
-                    "model": sweep.victim.model.label,
-                    "defense": sweep.victim.defense_label,
-                    "attack": sweep.attack.label,
-                    "norm": sweep.norm,
-                    "eps": str(eps),
-                    "seed": sweep.victim.seed,
-                    "images": sweep.limit,
-                    "state": _state(sweep.refused is not None, done.get(sweep.cell_key(eps), "")),
-                    "reason": str(sweep.refused) if sweep.refused else None,
-                    "notes": list(sweep.notes),
-                }
-            )
-    return rows
+            key = sweep.cell_key(eps)  # which two sweeps share that begin with the same budgets
+            rows[key] = {
+                "key": key,
+                "dataset": sweep.victim.dataset.label,
+                "model": sweep.victim.model.label,
+                "defense": sweep.victim.defense_label,
+                "attack": sweep.attack.label,
+                "norm": sweep.norm,
+                "eps": str(eps),
+                "seed": sweep.victim.seed,
+                "images": sweep.limit,
+                "state": _state(sweep.refused is not None, done.get(key, "")),
+                "reason": str(sweep.refused) if sweep.refused else None,
+                "notes": list(sweep.notes),
+            }
+    return list(rows.values())
 
 
 def proof_rows(proofs: Sequence[CertificatePlan], done: Mapping[str, str]) -> list[dict[str, Any]]:
