@@ -6,11 +6,10 @@ for (const table of document.querySelectorAll("table[data-tools]")) {
     const cell = row.cells[column], value = cell.dataset.value;
     return value === undefined ? cell.textContent.trim() : Number(value);
   };
-  const order = (a, b) => {
-    if (typeof a === "number" && typeof b === "number") return a - b;
-    // Words, such as a dash for what does not apply, stand behind the numbers.
+  const order = (a, b, sign) => {
+    // Words, such as a dash for what does not apply, stand behind the numbers, whichever way these are sorted.
     if (typeof a !== typeof b) return typeof a === "number" ? -1 : 1;
-    return a.localeCompare(b, "en", { numeric: true });
+    return sign * (typeof a === "number" ? a - b : a.localeCompare(b, "en", { numeric: true }));
   };
   heads.forEach((head, column) => {
     const button = document.createElement("button");
@@ -21,7 +20,7 @@ for (const table of document.querySelectorAll("table[data-tools]")) {
       const down = head.getAttribute("aria-sort") === "ascending";
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
-      const rows = [...body.rows].sort((a, b) => (down ? -1 : 1) * order(key(a, column), key(b, column)));
+      const rows = [...body.rows].sort((a, b) => order(key(a, column), key(b, column), down ? -1 : 1));
       body.append(...rows);
     });
   });
