@@ -158,7 +158,8 @@ def test_markdown_tables_have_a_row_a_victim_and_a_column_an_attack(folder: Path
     caption, _, *lines = made.strip().splitlines()
     assert caption.startswith("Accuracy in % on `digits` under L∞ attacks (untargeted); n = 50 images, 95 % intervals")
     assert "† upper bound" in caption
-    assert "‡ not trustworthy" in caption
+    # Not every check is on the attack: clean accuracy near chance is no fault of one.
+    assert "‡ not trustworthy: a health check found that the evaluation went wrong." in caption
     table = [[part.strip() for part in line.strip("|").split("|")] for line in lines]
     assert {len(row) for row in table} == {8}
     assert table[0][2:] == ["clean", "`pgd`, ε = 1/10", "`square:queries=100`, ε = 1/10", "worst case, ε = 1/10",

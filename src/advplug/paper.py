@@ -19,7 +19,7 @@ from advplug.results import Cell, Certificate, Poisoning, RunResult, ThreatRow
 MARKS: Mapping[str | None, str] = {"upper bound": "†", "not trustworthy": "‡"}
 _MEANS = {
     "†": "† upper bound: stronger attacks may leave less.",
-    "‡": "‡ not trustworthy: a health check says that the attack failed.",
+    "‡": "‡ not trustworthy: a health check found that the evaluation went wrong.",
 }
 PARTS = ("threats", "poisonings", "certificates")
 Item = TypeVar("Item")
