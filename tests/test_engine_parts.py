@@ -491,3 +491,19 @@ def test_reduced_precision_is_confirmed_where_the_lead_is_small(
     out = gradient.pgd(steps=8, random_start=False)(victim, batch, threat(0.1), stream())
     assert bool(asked_about) is asked
     assert out.trace.any_iterate.tolist() == [not asked] * 6
+
+
+@pytest.mark.slow
+def test_a_compiler_gives_no_advice_to_who_attacks(capfd: pytest.CaptureFixture[str]) -> None:
+    """A model that cannot be compiled whole: the compiler would tell of it on standard error, whatever is logged."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()), requires_grad=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean((2, 3)) * float(self.scale)
+
+    precision._try_compile(Scaled().eval(), torch.rand(32, 3, 8, 8), precision.PLAIN, {})
+    assert "Graph break" not in capfd.readouterr().err

@@ -223,6 +223,7 @@ def _now(device: torch.device) -> float:
 
 def _try_compile(module: nn.Module, x: Tensor, mode: Mode, timings: dict[str, float]) -> None:
     """Compiles for changing batch sizes and keeps the result where it works and is faster."""
+    _quieten_compiler()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -240,6 +241,14 @@ def _try_compile(module: nn.Module, x: Tensor, mode: Mode, timings: dict[str, fl
     if gain >= GAIN_COMPILED:
         _COMPILED.clear()
         _COMPILED[id(stand_in)] = compiled
+
+
+def _quieten_compiler() -> None:
+    """Advice to who writes a model on how it could be compiled whole is of no use to who attacks it."""
+    if not log.isEnabledFor(logging.INFO):
+        import torch._logging
+
+        torch._logging.set_logs(dynamo=logging.ERROR, inductor=logging.ERROR)
 
 
 def _clock(run: Runner, x: Tensor) -> float:
