@@ -36,6 +36,23 @@ def test_shifts_and_rotations_are_threats_that_can_be_told_apart() -> None:
         assert f"{CNN} (none), spatial 1, by {move}" in near_chance(remarks)
 
 
+def test_each_of_them_is_stored_and_reported() -> None:
+    moves = ("spatial:angle=0,method=random,tries=1", "spatial:shift=0,method=random,tries=1")
+    assert (
+        run("eval", "--dataset", TINY, "-m", CNN, "-n", "4", *QUICK, "-a", moves[0], "-a", moves[1], "-o", "out").code
+        == 0
+    )
+    stored = run("export", "out", "-f", "json").json
+    shapes = {"shift=0.1,angle=0,scale=0": moves[0], "shift=0,angle=30,scale=0": moves[1]}
+    assert {t["shape"]: t["attacks"] for t in stored["threats"]} == {s: [move] for s, move in shapes.items()}
+    assert {c["shape"]: c["attack"] for c in stored["cells"]} == shapes
+    assert run("report", "out", "-o", "report.html").code == 0
+    page = Path("report.html").read_text()
+    assert all(shape in page for shape in shapes)
+    compared = run("compare", "out", "out")
+    assert all(shape in compared.out for shape in shapes), compared.err
+
+
 def test_attacks_are_named_where_nothing_else_tells_threats_apart_and_only_there() -> None:
     table, remarks = shown("-a", "fgsm", "-a", "spatial:method=random,tries=1")
     assert not any("tries=1" in line or "fgsm" in line for line in table)

@@ -89,6 +89,7 @@ def identity(sweep: Sweep, eps: Fraction) -> dict[str, object]:
         "eps": str(eps),
         "goal": str(sweep.goal),
         "seed": victim.seed,
+        "shape": sweep.shape,
     }
 
 

@@ -22,7 +22,7 @@ from advplug.store import THREAT
 
 COLUMNS = THREAT
 UNTRUSTED = "not trustworthy"
-LIKE = ("dataset", "norm", "eps", "goal")
+LIKE = ("dataset", "norm", "eps", "goal", "shape")
 """Columns in which two threats have to agree for a comparison to mean anything."""
 
 
@@ -47,6 +47,7 @@ class Side:
     flags: tuple[str, ...] = ()
     clean_similarity: Estimate | None = None
     worst_case_similarity: Estimate | None = None
+    shape: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ class _Threat:
     @property
     def name(self) -> str:
         c = self.columns
-        return f"{c['model']} ({c['defense']}) on {c['dataset']}, {c['norm']} {c['eps']}, {c['goal']}, seed {c['seed']}"
+        budget = f"{c['norm']} {c['eps']}" + (f", {c['shape']}" if c["shape"] else "")
+        return f"{c['model']} ({c['defense']}) on {c['dataset']}, {budget}, {c['goal']}, seed {c['seed']}"
 
     def like(self) -> tuple[Any, ...]:
         return tuple(self.columns[c] for c in LIKE)
@@ -282,7 +284,8 @@ def _named(row: Comparison) -> list[str]:
     same = (row.a.model, row.a.defense) == (row.b.model, row.b.defense)
     victims = [f"{s.model} ({s.defense})" for s in (row.a, row.b)]
     seeds = f"{row.a.seed}" if row.a.seed == row.b.seed else f"{row.a.seed}, {row.b.seed}"
-    return [row.a.dataset, victims[0] if same else " | ".join(victims), row.a.norm, row.a.eps, row.a.goal, seeds]
+    norm = f"{row.a.norm}, {row.a.shape}" if row.a.shape else row.a.norm
+    return [row.a.dataset, victims[0] if same else " | ".join(victims), norm, row.a.eps, row.a.goal, seeds]
 
 
 def _cosines(e: Estimate) -> str:

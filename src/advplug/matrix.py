@@ -76,11 +76,18 @@ class Sweep:
         """The sweep whose images are judged as static ones."""
         return replace(self, victim=self.victim.baseline, static=False) if self.static else None
 
+    @property
+    def shape(self) -> str:
+        """What may be changed, beside norm and budget, as `shift=0,angle=30,scale=0`; of most attacks nothing."""
+        return ",".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in self._shape.items())
+
+    @property
+    def _shape(self) -> dict[str, object]:
+        return {name: plain(self.attack.params[name]) for name in self.attack.caps.threat if name in self.attack.params}
+
     def threat_key(self, eps: Fraction) -> str:
         """Names the (victim, threat) group that the cell belongs to."""
-        shape = {
-            name: plain(self.attack.params[name]) for name in self.attack.caps.threat if name in self.attack.params
-        }
+        shape = self._shape
         return digest({"victim": self.victim.recipe, "norm": self.norm, "eps": eps, "goal": str(self.goal),
                        "n": self.limit, "schema": SCHEMA, **({"shape": shape} if shape else {})})  # fmt: skip
 

@@ -128,10 +128,10 @@ def _grouped(rows: Iterable[ThreatRow], key: Callable[[ThreatRow], Any]) -> dict
 
 def _along_budgets(result: RunResult) -> list[Panel]:
     made = []
-    for (dataset, model, norm, goal, seed), rows in _grouped(
-        result.threats, lambda t: (t.dataset, t.model, t.norm, t.goal, t.seed)
+    for (dataset, model, norm, shape, goal, seed), rows in _grouped(
+        result.threats, lambda t: (t.dataset, t.model, t.norm, t.shape, t.goal, t.seed)
     ).items():
-        panel = Panel(_title(dataset, model, f"{norm}", goal, seed))
+        panel = Panel(_title(dataset, model, f"{norm}, {shape}" if shape else norm, goal, seed))
         for defense in dict.fromkeys(r.defense for r in rows):
             own = sorted((r for r in rows if r.defense == defense), key=_eps)
             clean = own[0].clean_accuracy
@@ -144,13 +144,13 @@ def _along_budgets(result: RunResult) -> list[Panel]:
 
 def _along_defense(result: RunResult, values: Mapping[str, float]) -> list[Panel]:
     made = []
-    for (dataset, model, norm, eps, goal, seed), rows in _grouped(
-        result.threats, lambda t: (t.dataset, t.model, t.norm, t.eps, t.goal, t.seed)
+    for (dataset, model, norm, eps, shape, goal, seed), rows in _grouped(
+        result.threats, lambda t: (t.dataset, t.model, t.norm, t.eps, t.shape, t.goal, t.seed)
     ).items():
-        panel = Panel(_title(dataset, model, f"{norm} {eps}", goal, seed))
+        panel = Panel(_title(dataset, model, f"{norm} {eps}" + (f", {shape}" if shape else ""), goal, seed))
         own = sorted((r for r in rows if r.defense in values), key=lambda r: values[r.defense])
-        cells = [c for c in result.cells if (c.dataset, c.model, c.norm, c.eps, c.goal, c.seed)
-                 == (dataset, model, norm, eps, goal, seed) and c.status == "ok"]  # fmt: skip
+        cells = [c for c in result.cells if (c.dataset, c.model, c.norm, c.eps, c.shape, c.goal, c.seed)
+                 == (dataset, model, norm, eps, shape, goal, seed) and c.status == "ok"]  # fmt: skip
         undefended = next((r for r in rows if r.defense == "none"), None)
         if undefended is not None:
             for label, figure in (("undefended, clean", undefended.clean_accuracy),

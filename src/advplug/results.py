@@ -51,7 +51,8 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Cell:
-    """One victim under one attack at one budget; `draws` is how many fresh decisions each image was given."""
+    """One victim under one attack at one budget; `draws` is how many fresh decisions each image was given. `shape` is
+    what the changes that are allowed depend on beside norm and budget, as `shift=0,angle=30,scale=0`; often nothing."""
 
     key: str
     dataset: str
@@ -71,6 +72,7 @@ class Cell:
     seconds: Seconds | None = None
     notes: tuple[str, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
+    shape: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ class ThreatRow:
     worst_case_similarity: Estimate | None = None
     recovery: float | None = None
     static_recovery: float | None = None
+    shape: str = ""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from advplug.results import (
     Certificate,
     Poisoning,
     RunResult,
+    ThreatRow,
     cell_from_json,
     certificate_from_json,
     poisoning_from_json,
@@ -49,7 +50,7 @@ _PUT = (
 )
 _CERTIFICATE, _POISONING = "certificate", "poisoning"
 """What stands in the place of a sweep's key in the row of a certificate, or of an attack on training data."""
-THREAT = ("dataset", "model", "defense", "norm", "eps", "goal", "seed")
+THREAT = ("dataset", "model", "defense", "norm", "eps", "goal", "seed", "shape")
 """The columns that name a (victim, threat) group."""
 LAYOUT = 1
 """Version of the tables; a folder of another version is refused, never rewritten."""
@@ -198,7 +199,7 @@ class Store:
         """Writes what a run's cells came to together, in place of what runs before it in this folder said of the
         same threats, certificates and attacks on training data."""
         rows: list[tuple[str, str, Any]] = []
-        rows += [("threat", digest({c: getattr(r, c) for c in THREAT}), r) for r in result.threats]
+        rows += [("threat", digest(_named(r)), r) for r in result.threats]
         rows += [(_CERTIFICATE, r.key, r) for r in result.certificates]
         rows += [(_POISONING, r.key, r) for r in result.poisonings]
         rows += [("run", digest({"command": result.run.command}), result.run)]
@@ -214,6 +215,11 @@ class Store:
     def audit(self, key: str) -> bytes | None:
         row = self._row("SELECT audit FROM audit WHERE key=?", key)
         return bytes(row[0]) if row else None
+
+
+def _named(threat: ThreatRow) -> dict[str, Any]:
+    """What names a threat; without a shape as in folders from before there were any."""
+    return {column: value for column in THREAT if (value := getattr(threat, column)) != ""}
 
 
 def finished(folder: Path, keys: Sequence[str]) -> dict[str, str]:

@@ -64,7 +64,8 @@ def headline(data: Data) -> Headline:
     """Clean and worst-case accuracy of each victim, with verdicts; then success of attacks on training data."""
     threats = [t for t in data.result.threats if _worst(t) is not DASH]
     poisoned = [p for p in data.result.poisonings if _success(p)[1] is not DASH]
-    victims = list(grouped(threats, lambda t: (t.dataset, t.model, t.defense, t.norm, t.goal, t.seed)).values())
+    named = ("dataset", "model", "defense", "norm", "shape", "goal", "seed")
+    victims = list(grouped(threats, lambda t: tuple(getattr(t, name) for name in named)).values())
     cards: list[Card] = [*map(_card, victims), *map(_poison_card, poisoned)]
     shown = sum(line.verdict is not None for card in cards[:CARDS] for line in card.lines)
     judged_rows: list[ThreatRow | Poisoning] = [*threats, *poisoned]

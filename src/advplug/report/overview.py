@@ -59,6 +59,7 @@ def threats(data: Data) -> Section | None:
     columns: dict[str, Callable[[ThreatRow], Value]] = {
         **_NAMING,
         **_THREAT,
+        "within": lambda t: word(t.shape) if t.shape else DASH,
         "clean % [95 %]": lambda t: share_of(t.clean_accuracy, True),
         "worst case % [95 %]": lambda t: share_of(t.worst_case_accuracy, True),
         "clean cosine": lambda t: similarity(t.clean_similarity),
@@ -104,12 +105,16 @@ def _unfinished(data: Data) -> list[Entry]:
     return made
 
 
+def _at(threat: ThreatRow) -> str:
+    return f"{victim(threat)}, {threat.norm} {threat.eps}" + (f", {threat.shape}" if threat.shape else "")
+
+
 def _flags(data: Data) -> list[Entry]:
     found: dict[tuple[str, str, str, str], list[str]] = {}
     for t in data.result.threats:
         for flag in t.flags:
             advice = CHECKS[flag.name].advice if flag.name in CHECKS else ""
-            found.setdefault((flag.level, flag.name, flag.detail, advice), []).append(f"{victim(t)}, {t.norm} {t.eps}")
+            found.setdefault((flag.level, flag.name, flag.detail, advice), []).append(_at(t))
     for p in data.result.poisonings:
         for flag in p.flags:
             advice = POISON_CHECKS[flag.name].advice if flag.name in POISON_CHECKS else ""
@@ -127,7 +132,7 @@ def _bounds(data: Data) -> list[Entry]:
         if t.verdict == "upper bound":
             missing = ", ".join(name for name in t.unchecked if name in CHECKS and CHECKS[name].required)
             why = f"not checked: {missing}" if missing else "a stronger attack may break more"
-            found.setdefault(why, []).append(f"{victim(t)}, {t.norm} {t.eps}")
+            found.setdefault(why, []).append(_at(t))
     for p in data.result.poisonings:
         if p.verdict == "upper bound":
             why = "the poison was made without knowing the defense"

@@ -164,7 +164,7 @@ def _place(cells: Sequence[Cell]) -> Callable[[ThreatRow], Any]:
 
     def at(t: ThreatRow) -> tuple[Any, ...]:
         found = {n: o.index(v) if (v := getattr(t, n)) in o else len(o) for n, o in orders.items()}
-        first = ("dataset", "norm", "goal", "seed", "model", "defense")
+        first = ("dataset", "norm", "shape", "goal", "seed", "model", "defense")
         return *(found[n] for n in first), Fraction(t.eps)
 
     return at
@@ -180,7 +180,7 @@ def group(row: Cell | ThreatRow) -> tuple[Any, ...]:
 
 def setting(row: Cell | ThreatRow) -> tuple[Any, ...]:
     """What has to agree for numbers of different victims to stand side by side, but for the budget."""
-    return row.dataset, row.norm, row.goal, row.seed
+    return row.dataset, row.norm, row.goal, row.seed, row.shape
 
 
 def under(row: Cell | ThreatRow) -> str:
@@ -190,7 +190,7 @@ def under(row: Cell | ThreatRow) -> str:
 
 def beside(row: Cell | ThreatRow) -> str:
     goal = "" if row.goal == "untargeted" else f", {row.goal}"
-    return goal + (f", seed {row.seed}" if row.seed else "")
+    return (f", {row.shape}" if row.shape else "") + goal + (f", seed {row.seed}" if row.seed else "")
 
 
 def victim(row: Any) -> str:
