@@ -88,6 +88,14 @@ def test_it_is_exported_with_its_texts_as_the_system_that_answers(small: ClipSco
     assert accepted.all()
 
 
+def test_it_is_compiled_as_one_graph(small: ClipScorer) -> None:
+    x = images()
+    with torch.no_grad():
+        expected = small(x)
+        made = torch.compile(small, backend="eager", fullgraph=True)(x)
+    torch.testing.assert_close(made, expected)
+
+
 def test_grey_images_and_other_sizes_are_taken(small: ClipScorer) -> None:
     with torch.no_grad():
         grey = images(channels=1)

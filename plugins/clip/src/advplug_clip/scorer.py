@@ -74,7 +74,8 @@ class ClipScorer(nn.Module):
         """Logits (B, C) of images (B, 1 or 3, H, W) in [0, 1]."""
         features = functional.normalize(self.encode_image(x), dim=-1)
         # A traced graph holds no number that is read off a tensor.
-        scale = self.clip.logit_scale.detach().exp() if torch.compiler.is_exporting() else self.scale
+        traced = torch.compiler.is_compiling() or torch.compiler.is_exporting()
+        scale = self.clip.logit_scale.detach().exp() if traced else self.scale
         logits: Tensor = scale * (features @ self.columns.to(features).T)
         return logits
 
