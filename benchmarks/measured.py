@@ -1,9 +1,9 @@
-"""The evaluations that docs/defenses.md, docs/clip.md and docs/poisoning.md quote, each one command, some with several
-seeds: runs them and keeps what came out.
+"""The evaluations that the README, docs/defenses.md, docs/clip.md and docs/poisoning.md quote, each one command, some
+with several seeds: runs them and keeps what came out.
 
     python benchmarks/measured.py [NAME ...] [--only-missing]
 
-Needs the data in the folder named by ADVPLUG_DATA. `make docs` writes the tables from what is kept.
+Most need the data in the folder named by ADVPLUG_DATA. `make docs` writes the tables from what is kept.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import kept
+
 HERE = Path(__file__).parent
 KEPT = HERE / "results" / "measured"
 MNIST = "--dataset mnist:root=$ADVPLUG_DATA/mnist,train=20000"
@@ -32,6 +34,9 @@ BACKDOORS = "-a ba:count=7 -a ba:count=14 -a ba:count=70 -a ba:count=140"
 THOROUGH = "caption-pgd:steps=50,restarts=3"
 
 COMMANDS = {
+    # What defenses seem to do and what they do, in a minute or two: the picture of the README.
+    "front": "--dataset digits:size=16 -m cnn -d jpeg:quality=20 -d bit-depth:bits=2 -d denoise:method=bilateral "
+    "-d advtrain -a apgd -e 1/40 -e 1/20 -e 3/40 -e 1/10 -n 100",
     # Adversarial training on MNIST, and what stronger changes leave of it.
     "mnist": f"{MNIST} -m cnn-a:epochs=5 -d advtrain:eps=0.1,steps=4 -a autoattack -e 0.1 -e 0.3 -n 500",
     # The same on CIFAR-10.
@@ -87,10 +92,9 @@ def run(name: str) -> dict[str, Any]:
     clock = time.perf_counter()
     results = [_result(name, seed) for seed in seeds]
     repeated = "" if len(seeds) == 1 else "".join(f" --seed {seed}" for seed in seeds)
-    return {
+    return kept.header() | {
         "command": f"advplug eval {COMMANDS[name].replace('$OUT/', '')}{repeated}",
         "seconds": round(time.perf_counter() - clock),
-        "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
         "machine": platform.machine(),
         "versions": results[0]["run"]["versions"],
         "cells": [_cell(c) for result in results for c in result["cells"]],
@@ -148,10 +152,11 @@ def main() -> None:
     unknown = set(given.names) - COMMANDS.keys()
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(COMMANDS)}")
-    if "ADVPLUG_DATA" not in os.environ:
+    wanted = given.names or list(COMMANDS)
+    if "ADVPLUG_DATA" not in os.environ and any("$ADVPLUG_DATA" in COMMANDS[name] for name in wanted):
         parser.error("ADVPLUG_DATA names no folder with data")
     KEPT.mkdir(parents=True, exist_ok=True)
-    for name in given.names or COMMANDS:
+    for name in wanted:
         file = KEPT / f"{name}.json"
         if given.only_missing and file.exists():
             continue

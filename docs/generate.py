@@ -10,6 +10,8 @@ from typing import Any
 
 from advplug.catalogue import attacks_markdown, poisons_markdown
 from advplug.registry import Registry, registry
+from picture import svg
+from summary import bars_markdown, faults_markdown, front, front_markdown, kept, libraries_markdown, machines_markdown
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "benchmarks" / "results"
@@ -309,22 +311,6 @@ def _wrapped(command: str) -> list[str]:
     return [*lines, line]
 
 
-def faults_markdown(result: dict[str, Any]) -> str:
-    """What `benchmarks/broken_defenses.py` wrote, as a table."""
-    lines = [
-        f"`{result['model']}` on `{result['dataset']}`, L-inf {result['eps']}, {result['images']} images.",
-        "",
-        "| fault | claimed % | by hand % | reported % | verdict | flags | repaired % | its verdict |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for r in result["rows"]:
-        shares = " | ".join(f"{100 * r[k]:.1f}" for k in ("claimed", "broken", "reported"))
-        flags = ", ".join(f"`{f}`" for f in r["flags"]) or "-"
-        twin = r["twin_verdict"] + (f" ({', '.join(r['twin_flags'])})" if r["twin_flags"] else "")
-        lines.append(f"| {r['name']} | {shares} | {r['verdict']} | {flags} | {100 * r['twin']:.1f} | {twin} |")
-    return "\n".join(lines)
-
-
 NAMES = {"autoattack": "`autoattack`", "aa.standard": "`aa.standard`", "torchattacks": "torchattacks, 100 steps"}
 
 
@@ -381,7 +367,26 @@ def studies_page() -> tuple[Path, str]:
     return path, filled(path.read_text(), "studies", "\n".join(lines) or "None yet.")
 
 
-PAGES = (attacks_page, clip_page, defenses_page, poisoning_page, studies_page, verdicts_page)
+def benchmarks_page() -> tuple[Path, str]:
+    path = HERE / "benchmarks.md"
+    text = path.read_text()
+    for name, markdown in (("bars", bars_markdown), ("machines", machines_markdown), ("libraries", libraries_markdown)):
+        text = filled(text, name, markdown(kept()))
+    return path, text
+
+
+def readme_page() -> tuple[Path, str]:
+    path = HERE / ".." / "README.md"
+    text = filled(path.read_text(), "front", front_markdown(front(), "3/40"))
+    return path, filled(text, "libraries", libraries_markdown(kept()))
+
+
+def curve_page() -> tuple[Path, str]:
+    return HERE / "curve.svg", svg(front())
+
+
+PAGES = (attacks_page, benchmarks_page, clip_page, curve_page, defenses_page, poisoning_page, readme_page, studies_page,
+         verdicts_page)  # fmt: skip
 
 
 def main() -> None:
