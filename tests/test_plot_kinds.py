@@ -97,6 +97,19 @@ def test_a_sweep_goes_along_the_number_of_the_defense(folder: Path) -> None:
     assert found["robust: the worst of all"] == [(0.5, 40), (2, 50)]
 
 
+def test_a_sweep_is_found_among_other_defenses_and_has_no_panel_of_single_values(folder: Path) -> None:
+    result = read(folder)
+    others = [threat(defense=name, worst=0.2) for name in ("jpeg:quality=50", "jpeg:quality=70", "bit-depth")]
+    lone = threat(dataset="fake", defense=HALF, worst=0.2)
+    third = threat(defense="denoise:method=bilateral,sigma=3", worst=0.2)
+    mixed = RunResult(INFO, result.cells, (*result.threats, *others, lone, third))
+    panel = drawn(mixed, "sweep")
+    assert panel.get_title() == "cnn on digits, linf 1/10"
+    assert [x for x, _ in curves(panel)["clean"]] == [0.5, 2, 3]
+    # JPEG has as many values as the filter, which comes first.
+    assert drawn(RunResult(INFO, (), mixed.threats[:-1]), "sweep").get_xlabel() == "denoise sigma"
+
+
 def test_a_pareto_front_leaves_out_what_is_not_trustworthy(folder: Path) -> None:
     result = read(folder)
     tenth = RunResult(INFO, result.cells, tuple(t for t in result.threats if t.eps == "1/10"))

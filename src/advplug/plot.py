@@ -143,7 +143,8 @@ def _along_budgets(result: RunResult) -> list[Panel]:
 
 
 def _along_defense(result: RunResult, values: Mapping[str, float]) -> list[Panel]:
-    made = []
+    """A panel of each threat that met several of the values; of one only where none met more."""
+    made: list[tuple[int, Panel]] = []
     for (dataset, model, norm, eps, shape, goal, seed), rows in _grouped(
         result.threats, lambda t: (t.dataset, t.model, t.norm, t.eps, t.shape, t.goal, t.seed)
     ).items():
@@ -167,8 +168,9 @@ def _along_defense(result: RunResult, values: Mapping[str, float]) -> list[Panel
         }
         panel.lines.extend(Line(label, tuple(points)) for label, points in drawn.items() if points)
         if own:
-            made.append(panel)
-    return made
+            made.append((len(own), panel))
+    several = [panel for amount, panel in made if amount > 1]
+    return several or [panel for _, panel in made]
 
 
 def _strongest(

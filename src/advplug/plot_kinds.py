@@ -40,7 +40,12 @@ def _curve(result: RunResult) -> Figure | None:
 def _sweep(result: RunResult) -> Figure | None:
     labels = dict.fromkeys(t.defense for t in result.threats if t.defense != "none")
     stacks = _bound(labels, lambda label: bind_stack(registry(), parse_stack(label)))
-    axis = numbers(stacks) if len(stacks) > 1 else None
+    kinds: dict[tuple[str, ...], dict[str, tuple[Bound, ...]]] = {}
+    for label, stack in stacks.items():
+        kinds.setdefault(tuple(part.entry.name for part in stack if part.entry), {})[label] = stack
+    axes = [axis for own in kinds.values() if len(own) > 1 and (axis := numbers(own))]
+    # Of several defenses beside each other the one of most values.
+    axis = max(axes, key=lambda axis: len(axis.values or ()), default=None)
     return _lines(result, axis) if axis else None
 
 
