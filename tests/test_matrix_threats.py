@@ -12,8 +12,10 @@ import advplug
 from advplug.budgets import parse_budget
 from advplug.contracts import Access, AttackCaps, Gradient, Minimise, ModelCaps, Spec, Targeted, Untargeted
 from advplug.errors import UsageError
+from advplug.keys import SCHEMA
 from advplug.matrix import Axes, expand
 from advplug.parse import parse_reference
+from advplug.plans import Bound
 from advplug.registry import Source, load
 from test_matrix import dataset, defense, model, plan
 
@@ -226,3 +228,17 @@ def test_what_describes_the_allowed_changes_is_part_of_the_threat():
 
     assert threat("tilt") == threat("tilt:steps=9") == threat("tilt:angle=30")
     assert threat("tilt") != threat("tilt:angle=10")
+    (tilted,) = expand(Axes((dataset(),), (model(),), attacks=(parse_reference("tilt:angle=10"),)), known())
+    assert tilted.shape == "angle=10"
+    assert plan("pgd")[0].shape == ""
+
+
+def test_keys_are_those_of_what_was_stored_before():
+    """Other values lose every stored result: change them only together with SCHEMA."""
+    (sweep,) = plan("deepfool:target=next", budgets=["8/255", "4/255"], seeds=(3,))
+    caps = replace(sweep.attack.caps, minimum_norm=False, threat=("angle",))
+    attack = Bound("attack", {"object": "attack"}, caps, params={"angle": 30, "steps": 9})
+    fixed = replace(sweep, attack=attack, static=True, needs={"from": replace(sweep.victim, seed=4)})
+    eps = Fraction(4, 255)
+    keys = [key[:16] for key in (fixed.key, fixed.cell_key(eps), fixed.threat_key(eps))]
+    assert (SCHEMA, keys) == (1, ["36ab33a7a913c399", "78e0fe68b32446e5", "d17c20a1df402379"])
