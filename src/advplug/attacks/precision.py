@@ -248,7 +248,7 @@ def _quieten_compiler() -> None:
     if not log.isEnabledFor(logging.INFO):
         import torch._logging
 
-        torch._logging.set_logs(dynamo=logging.ERROR, inductor=logging.ERROR)
+        torch._logging.set_logs(dynamo=logging.ERROR, inductor=logging.ERROR)  # type: ignore[attr-defined]
 
 
 def _clock(run: Runner, x: Tensor) -> float:
