@@ -68,3 +68,14 @@ def test_a_note_on_several_attacks_stands_once() -> None:
     _, remarks = shown("-a", "fgsm", "-a", "pgd:steps=1", "-d", "jpeg")
     notes = [line for line in remarks if "gradients pass the defense" in line]
     assert [line.partition(":")[2].split(" on ")[0].strip() for line in notes] == ["fgsm, pgd:steps=1"]
+
+
+def test_a_plan_tells_goals_apart() -> None:
+    ran = run("eval", "--dataset", TINY, "-m", CNN, "-a", "fgsm", "-a", "fgsm:target=1", "-a", "ba", "--dry-run")
+    assert ran.code == 0, ran.err
+    (first, second), (poison,) = ([line for line in ran.out.splitlines() if f" {a} " in line] for a in ("fgsm", "ba"))
+    assert " untargeted " in first
+    assert " targeted:1 " in second
+    assert " targeted" not in poison
+    alone = run("eval", "--dataset", TINY, "-m", CNN, "-a", "fgsm", "--dry-run")
+    assert "goal" not in alone.out

@@ -31,6 +31,7 @@ def plan_rows(sweeps: Sequence[Sweep], done: Mapping[str, str]) -> list[dict[str
                 "attack": sweep.attack.label,
                 "norm": sweep.norm,
                 "eps": str(eps),
+                "goal": str(sweep.goal),
                 "seed": sweep.victim.seed,
                 "images": sweep.limit,
                 "state": _state(sweep.refused is not None, done.get(key, "")),
@@ -131,7 +132,9 @@ def render_plan(
     header = ["dataset", "model", "defense", "attack", "norm", "eps", "images", "state"]
     if len({row["seed"] for row in rows}) > 1:
         header.insert(3, "seed")
+    if len({row["goal"] for row in rows if "goal" in row}) > 1:
+        header.insert(-2, "goal")
     count = sum(row["state"] in ("to do", "again") for row in rows)
-    text = [["all" if row[h] is None else str(row[h]) for h in header] for row in rows]
+    text = [["all" if row.get(h, "-") is None else str(row.get(h, "-")) for h in header] for row in rows]
     table = grid(f"{len(rows)} cells, {count} to compute", header, text)
     return "\n\n".join([table, *(["\n".join(dict.fromkeys(remarks))] if remarks else [])])
