@@ -1,10 +1,10 @@
 """The recipes at the scale `small`, which docs/studies quotes: runs each and keeps what came out.
 
-    python benchmarks/studies.py [NAME ...] [--keep FOLDER] [--only-missing]
+    python benchmarks/studies.py [NAME ...] [--keep FOLDER [--read]] [--only-missing]
 
 Each is `advplug run recipes/NAME.yaml --scale small`, 15 to 30 minutes on two cores, on the data in the folder named by
-ADVPLUG_DATA. With --keep the run's folder stays, so that a run that was interrupted goes on, and one that is finished
-is only read. Kept are a JSON file a study and its figures; `make docs` writes the tables from them.
+ADVPLUG_DATA. With --keep the run's folder stays, so that a run that was interrupted goes on; with --read it is only
+read. Kept are a JSON file a study and its figures; `make docs` writes the tables from them.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ def kept(result: dict[str, Any]) -> dict[str, Any]:
     """What tables are made of: without the bits of every image and what is the same in every cell."""
     return {
         "versions": result["run"]["versions"],
+        "leakage": result["run"].get("leakage"),
         "cells": [_cell(cell) for cell in result["cells"]],
         "threats": [_picked(threat, THREAT) for threat in result["threats"]],
         "certificates": [{k: v for k, v in made.items() if k != "provenance"} for made in result["certificates"]],
@@ -144,12 +145,13 @@ def _folder(name: str, keep: Path | None) -> Iterator[Path]:
         yield Path(folder) / name
 
 
-def measure(name: str, keep: Path | None) -> None:
+def measure(name: str, keep: Path | None, finished: bool) -> None:
     """Runs one study and writes what is kept of it. Where nothing is new the date stays."""
     file = KEPT / f"{name}.json"
     before = json.loads(file.read_text()) if file.exists() else {}
     with _folder(name, keep) as folder:
-        run(name, folder)
+        if not finished:
+            run(name, folder)
         found = kept(exported(folder))
         figures = draw(name, folder)
     same = before.get("cells") == found["cells"]
@@ -172,16 +174,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("names", nargs="*", help=f"of {', '.join(RECIPES)}; all unless given")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the runs' folders in it")
+    parser.add_argument("--read", action="store_true", help="the runs in that folder are finished; only read them")
     parser.add_argument("--only-missing", action="store_true", help="leave out what is kept already")
     given = parser.parse_args()
     unknown = set(given.names) - set(RECIPES)
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(RECIPES)}")
+    if given.read and given.keep is None:
+        parser.error("--read goes with --keep FOLDER, which holds the runs")
     if "ADVPLUG_DATA" not in os.environ:
         parser.error("ADVPLUG_DATA names no folder with data")
     for name in given.names or RECIPES:
         if not (given.only_missing and (KEPT / f"{name}.json").exists()):
-            measure(name, given.keep)
+            measure(name, given.keep, given.read)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import study_pages
 from advplug.catalogue import attacks_markdown, poisons_markdown
 from advplug.registry import Registry, registry
 from picture import svg
@@ -386,7 +387,7 @@ def curve_page() -> tuple[Path, str]:
 
 
 PAGES = (attacks_page, benchmarks_page, clip_page, curve_page, defenses_page, poisoning_page, readme_page, studies_page,
-         verdicts_page)  # fmt: skip
+         verdicts_page, *study_pages.pages())  # fmt: skip
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ rows by what the recipe calls things, with `*` and `?`, and several choices betw
     threats model=a|b eps=4/255            worst cases: a row a defense and budget, with verdict and flags
     attacks eps=8/255                      a row a victim, a column an attack
     budgets attack=apgd                    a row a victim, a column a budget
+    worst model=a                          the same of worst cases, with intervals
     poisonings dataset=mnist               attacks on training data
     certificates                           certified accuracy by radius
     training                               what each defense took to train
@@ -233,7 +234,7 @@ def _across(study: Study, choice: Choice, axis: str) -> str:
     for names, cells in found.items():
         first = next(iter(cells.values()))
         shown = [(cosine if plain else _bare)(_metric(cells.get(value), metric)) for value in values]
-        clean = _first(first)
+        clean = first["metrics"].get("clean_similarity" if plain else "clean_accuracy") or _first(first)
         made.append([*(code(name) for name in names), (cosine if plain else _bare)(clean), *shown])
     return table(
         [*columns, "clean" if plain else "clean %", *(code(v) if axis == "attack" else v for v in values)], made
@@ -254,6 +255,25 @@ def attacks(study: Study, choice: Choice) -> str:
 
 def budgets(study: Study, choice: Choice) -> str:
     return _across(study, choice, "eps")
+
+
+def worst(study: Study, choice: Choice) -> str:
+    """A row a victim, a column a budget, with intervals."""
+    rows = study.rows("threats", choice)
+    columns = _varying(rows, VICTIM) or ["defense"]
+    values = sorted(dict.fromkeys(row["eps"] for row in rows), key=Fraction)
+    found: dict[tuple[str, ...], dict[str, Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[key] for key in columns), {})[row["eps"]] = row
+    made = [
+        [*(code(name) for name in names), *(percent(_field(own.get(value), "worst_case_accuracy")) for value in values)]
+        for names, own in found.items()
+    ]
+    return table([*columns, *values], made)
+
+
+def _field(row: Row | None, name: str) -> Row | None:
+    return None if row is None else row[name]
 
 
 RATES = {
@@ -361,6 +381,6 @@ def _answer(study: Study, part: Row) -> str:
 
 
 _KINDS: dict[str, Callable[[Study, Choice], str]] = {
-    "ran": ran, "threats": threats, "attacks": attacks, "budgets": budgets, "poisonings": poisonings,
+    "ran": ran, "threats": threats, "attacks": attacks, "budgets": budgets, "worst": worst, "poisonings": poisonings,
     "certificates": certificates, "training": training, "failed": failed, "figure": figure, "claims": claims,
 }  # fmt: skip
