@@ -55,6 +55,15 @@ def test_images() -> None:
     assert images_of(planned("fgsm", n=None, datasets=(TINY,))[0]) == 20
 
 
+@pytest.mark.parametrize(("attack", "twice"), [("ifgsm:steps=10", 2), ("square:queries=50", 1)])
+def test_both_stand_ins_of_a_defense_without_a_gradient_are_attacked(attack: str, twice: int) -> None:
+    from advplug.forecast import effort_of
+
+    plain, behind = planned(attack, "jpeg")
+    once, found = (effort_of(sweep.attack, sweep.victim) for sweep in (plain, behind))
+    assert (found.forward, found.backward) == (twice * once.forward, twice * once.backward)
+
+
 def test_a_randomised_victim_costs_its_draws() -> None:
     plain, noisy = planned("ifgsm:steps=10", "dropout", baseline=True)
     assert cost_of(noisy).forward > 5 * cost_of(plain).forward

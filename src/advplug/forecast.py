@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from advplug.certificates import CertificatePlan
-from advplug.contracts import Access, AttackCaps, DatasetInfo, Minimise, Targeted
+from advplug.contracts import Access, AttackCaps, DatasetInfo, Gradient, Minimise, Targeted
 from advplug.matrix import Sweep
 from advplug.perturbations import LP
 from advplug.plans import Bound, VictimPlan
@@ -108,7 +108,7 @@ def audit_cost(victim: VictimPlan, level: str, images: int, groups: int) -> Cost
     if level == "none":
         return Cost()
     looked = images if level == "full" else min(AUDIT_IMAGES, images)
-    most = groups * looked * AUDIT_PASSES * (_draws(victim) if victim.stochastic else 1)
+    most = groups * looked * AUDIT_PASSES * _stand_ins(victim) * (_draws(victim) if victim.stochastic else 1)
     likely = round(most * STOPS_EARLY)
     return Cost(likely - likely // 2, likely // 2, 0, most)
 
@@ -146,6 +146,8 @@ def effort_of(attack: Bound, victim: VictimPlan, targeted: bool = False) -> Effo
     """Of one attack on one victim, with the samples that a randomised one takes."""
     params = {**attack.params, "classes": len(victim.dataset.value.info().classes), "stochastic": victim.stochastic}
     made = effort_by(attack.entry.spec.effort if attack.entry else None, params, attack.caps, targeted)
+    if attack.caps.access is Access.GRADIENT:
+        made = made.times(_stand_ins(victim))
     noisy = victim.stochastic or bool(params.get("transforms"))
     return made.times(max(_whole(params.get("draws"), 1), _draws(victim)) if noisy else 1)
 
@@ -184,6 +186,11 @@ def _draws(victim: VictimPlan) -> int:
          for d in victim.defense if d.caps.stochastic),
         default=1,
     )  # fmt: skip
+
+
+def _stand_ins(victim: VictimPlan) -> int:
+    """What is attacked in the place of a defense without a gradient: the identity, and its own smooth likeness."""
+    return 2 if any(d.caps.gradient is Gradient.BPDA and not d.caps.asks_many for d in victim.defense) else 1
 
 
 def _decided(victim: VictimPlan) -> int:
