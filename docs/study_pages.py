@@ -13,7 +13,6 @@ rows by what the recipe calls things, with `*` and `?`, and several choices betw
     training                               what each defense took to train
     failed                                 what was refused or failed, and why
     figure kind=curve                      a figure of `advplug plot`
-    claims                                 what was published beside what was measured, from claims.yaml
 """
 
 from __future__ import annotations
@@ -81,7 +80,7 @@ class Study:
 
     def rows(self, kind: str, choice: Choice) -> list[Row]:
         """The rows that are meant. Raises SystemExit where there are none."""
-        wanted = {key: value.split("|") for key, value in choice.items() if key in (*NAMED, "eps", "norm")}
+        wanted = {key: value.split("|") for key, value in choice.items() if key in (*NAMED, "eps", "norm", "goal")}
         found = [row for row in self.result[kind] if all(_fits(row, key, wanted[key]) for key in wanted)]
         if not found:
             raise SystemExit(f"{self.name}: there are no {kind} of {dict(choice)}")
@@ -353,34 +352,7 @@ def figure(study: Study, choice: Choice) -> str:
     return f"![{FIGURES[choice['kind']].capitalize()}]({file})"
 
 
-def claims(study: Study, choice: Choice) -> str:
-    """What was published, what was measured of it, and whether it stands, as claims.yaml asks."""
-    import yaml
-
-    asked = yaml.safe_load((STUDIES / "claims.yaml").read_text())[study.name]
-    made = []
-    for claim in asked:
-        shown = "; ".join(_answer(study, part) for part in claim["measured"])
-        made.append([claim["claim"], str(claim["published"]), shown, claim["stands"]])
-    return table(["claim", "published", "measured here", "does it stand?"], made)
-
-
-def _answer(study: Study, part: Row) -> str:
-    """One figure: `of` names the kind of rows, `value` the field or metric, the rest chooses; the worst row counts."""
-    asked = {key: str(value) for key, value in part.items() if key not in ("of", "value", "as")}
-    rows = study.rows(part.get("of", "threats"), asked)
-    found = [e for row in rows if (e := row.get(part["value"]) or (row.get("metrics") or {}).get(part["value"]))]
-    if not found:
-        raise SystemExit(f"{study.name}: no {part['value']} in {asked}")
-    if isinstance(found[0], float):
-        shown = f"{share(min(found))} %"
-    else:
-        least = min(found, key=lambda estimate: estimate["value"])
-        shown = cosine(least) if "similarity" in part["value"] else f"{percent(least)} %"
-    return f"{part['as']} {shown}"
-
-
 _KINDS: dict[str, Callable[[Study, Choice], str]] = {
     "ran": ran, "threats": threats, "attacks": attacks, "budgets": budgets, "worst": worst, "poisonings": poisonings,
-    "certificates": certificates, "training": training, "failed": failed, "figure": figure, "claims": claims,
+    "certificates": certificates, "training": training, "failed": failed, "figure": figure,
 }  # fmt: skip
