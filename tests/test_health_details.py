@@ -331,8 +331,7 @@ def test_saturation_is_a_tenth_of_the_images():
     assert run(name, group(audit=audit(saturated=bits(6, 64), **sure))) == PASSED
     assert run(name, group(audit=audit(saturated=bits(7, 64), margin=None))) == UNCHECKED
     assert run(name, group(audit=audit(saturated=bits(1, 10), **sure))).state == "tripped", "a tenth is one"
-    nobody = audit(saturated=np.zeros(0, dtype=bool), **sure)
-    assert run(name, group(audit=nobody)) == PASSED
+    assert run(name, group(audit=audit(saturated=np.zeros(0, dtype=bool), **sure))) == PASSED
 
 
 def test_what_a_defense_adds():
@@ -344,7 +343,6 @@ def test_what_a_defense_adds():
     assert run(name, group(defended=True)) == UNCHECKED
     assert of(0.5, None, 0.6) == of(0.5, 0.4, None) == UNCHECKED
     assert of(0.1, 0.001, 0.2) == PASSED
-    assert of(0.1, 0.0, 0.2).state == "tripped"
     assert of(-0.1, -0.2, 0.0).detail == "no difference to the undefended model is shown: -10.0 points [-20.0, +0.0]"
     assert of(-0.1, -0.2, -0.01).detail == "the defense lowers robust accuracy: -10.0 points [-20.0, -1.0]"
     assert run(name, group(difference=Estimate(-0.1, -0.2, -0.01, N))) == INAPPLICABLE
@@ -361,7 +359,6 @@ def test_proofs_are_held_against_every_origin():
     # Of 100 proofs that are wrong once in a hundred, 4 are with probability 0.018, and 5 with 0.003.
     for wrong, state in ((4, "passed"), (5, "tripped")):
         assert run(name, group(finding(broken=wrong), certified=every, proof_error=0.01)).state == state
-    assert run(name, group(finding(broken=0), certified=every)) == PASSED
     assert run(name, Group([], certified=every)) == UNCHECKED
     assert run(name, group(certified=bits(0))) == PASSED, "no proof, nothing to break"
     assert run(name, group(finding(broken=50, attacked=~bits(50)), certified=bits(50))) == PASSED
