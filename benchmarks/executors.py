@@ -4,8 +4,9 @@
 
 Both are whole commands, from the start of Python to the end, the start of Ray included; the run's own seconds stand
 beside them. The cells are one network of random weights under PGD that goes on to the last step, with 8 step sizes, so
-that each takes as many passes as the others. Starting Ray and importing PyTorch in its workers costs a fixed time, so
-that short cells gain nothing: --steps 20 shows it. Exit code 1 where the ratio is above the bar. Needs the extra `ray`.
+that each takes as many passes as the others, in float32, so that no timing decides how they run. Starting Ray and
+importing PyTorch in its workers costs a fixed time, so that short cells gain nothing: --steps 20 shows it. Exit code 1
+where the ratio is above the bar. Needs the extra `ray`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ MODEL = "py:engine_models:ResNet20#weights=random.safetensors"
 
 
 def command(steps: int, folder: str, *more: str) -> list[str]:
-    attacks = [f"pgd:steps={steps},keep_going=true,alpha={alpha}/2550" for alpha in range(1, CELLS + 1)]
+    pgd = f"pgd:steps={steps},keep_going=true,precision=float32"
+    attacks = [f"{pgd},alpha={alpha}/2550" for alpha in range(1, CELLS + 1)]
     asked = [option for attack in attacks for option in ("-a", attack)]
     return [sys.executable, "-m", "advplug.cli", "eval", "--dataset", DATASET, "-m", MODEL, *asked, "-e", "8/255",
             "--audit", "none", "--device", "cpu", "-o", folder, "--json", "-q", *more]  # fmt: skip
