@@ -37,9 +37,10 @@ FIGURES: dict[str, tuple[str, ...]] = {
 }
 """Kinds of `advplug plot` that a page shows."""
 METRICS = ("accuracy", "similarity", "drop", "recall_at_1", "8bit", "queries_median", "norm_median", "rejection_rate")
-CELL = ("dataset", "model", "defense", "attack", "norm", "eps", "goal", "seed", "status", "reason", "seconds", "passes")
+CELL = ("dataset", "model", "defense", "attack", "norm", "eps", "goal", "shape", "seed", "status", "reason", "seconds",
+        "passes")  # fmt: skip
 THREAT = (
-    "dataset", "model", "defense", "norm", "eps", "goal", "seed", "clean_accuracy", "worst_case_accuracy",
+    "dataset", "model", "defense", "norm", "eps", "goal", "shape", "seed", "clean_accuracy", "worst_case_accuracy",
     "difference_to_baseline", "clean_similarity", "worst_case_similarity", "recovery", "static_recovery", "verdict",
     "unchecked",
 )  # fmt: skip
@@ -90,7 +91,7 @@ def kept(result: dict[str, Any]) -> dict[str, Any]:
 
 def _cell(cell: dict[str, Any]) -> dict[str, Any]:
     metrics = {k: m for k, m in (cell["metrics"] or {}).items() if m and k.endswith(METRICS)}
-    return {k: cell[k] for k in CELL} | {"metrics": metrics, "flags": _flags(cell), "facts": _facts(cell)}
+    return {k: cell.get(k) for k in CELL} | {"metrics": metrics, "flags": _flags(cell), "facts": _facts(cell)}
 
 
 def _picked(made: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

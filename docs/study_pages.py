@@ -184,8 +184,8 @@ def threats(study: Study, choice: Choice) -> str:
 
 
 def _same(study: Study, row: Row) -> list[Row]:
-    keys = (*VICTIM, "norm", "eps", "goal", "seed")
-    return [cell for cell in study.result["cells"] if all(cell[key] == row[key] for key in keys)]
+    keys = (*VICTIM, "norm", "eps", "goal", "shape", "seed")
+    return [cell for cell in study.result["cells"] if all(cell.get(key) == row.get(key) for key in keys)]
 
 
 def _least(study: Study, row: Row, metric: str) -> str:
