@@ -69,6 +69,10 @@ def test_an_interval_around_zero_shows_no_difference(tmp_path):
     (row,) = compare(a, b).rows
     assert row.worst_case_difference.low < 0 < row.worst_case_difference.value
     assert row.conclusion == "no difference shown"
+    title, heads, *_ = (line for line in render(compare(a, b)).splitlines() if line)
+    same = "dataset digits, norm linf, eps 1/10, goal untargeted, seed 0, images 200"
+    assert title == f"Worst-case accuracy: A {a}, B {b} ({same})"
+    assert heads.startswith(" model (defense)    A %    B %")
     assert "no difference shown" in render(compare(a, b))
 
 

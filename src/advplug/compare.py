@@ -263,29 +263,31 @@ def _table(
     name: str,
 ) -> str:
     """The rows of one quantity."""
-    from advplug.table import grid
+    from advplug.table import titled
 
-    rows = [r for r in compared.rows if r.quantity == quantity]
-    if not rows:
-        return ""
     unit = " %" if quantity == "accuracy" else ""
-    header = ["dataset", "model (defense)", "norm", "eps", "goal", "seed", "images", f"A{unit}", f"B{unit}",
-              "B - A [95 %]", "clean B - A [95 %]", "verdicts", "conclusion"]  # fmt: skip
-    lines = [
-        [*_named(r), str(r.images), shown(getattr(r.a, name)), shown(getattr(r.b, name)),
-         difference(r.worst_case_difference), difference(r.clean_difference),
-         " | ".join(dict.fromkeys(s.verdict or "unknown" for s in (r.a, r.b))), r.conclusion]
-        for r in rows
-    ]  # fmt: skip
-    return grid(f"Worst-case {quantity}: A {compared.a}, B {compared.b}", header, lines)
+    columns: dict[str, Callable[[Comparison], str]] = {
+        "dataset": lambda r: r.a.dataset,
+        "model (defense)": _victims,
+        "norm": lambda r: f"{r.a.norm}, {r.a.shape}" if r.a.shape else r.a.norm,
+        "eps": lambda r: r.a.eps,
+        "goal": lambda r: r.a.goal,
+        "seed": lambda r: ", ".join(dict.fromkeys(str(s.seed) for s in (r.a, r.b))),
+        "images": lambda r: str(r.images),
+        f"A{unit}": lambda r: shown(getattr(r.a, name)),
+        f"B{unit}": lambda r: shown(getattr(r.b, name)),
+        "B - A [95 %]": lambda r: difference(r.worst_case_difference),
+        "clean B - A [95 %]": lambda r: difference(r.clean_difference),
+        "verdicts": lambda r: " | ".join(dict.fromkeys(s.verdict or "unknown" for s in (r.a, r.b))),
+        "conclusion": lambda r: r.conclusion,
+    }
+    rows = [r for r in compared.rows if r.quantity == quantity]
+    title = f"Worst-case {quantity}: A {compared.a}, B {compared.b}"
+    return titled(title, columns, rows, constant=("dataset", "norm", "eps", "goal", "seed", "images"))
 
 
-def _named(row: Comparison) -> list[str]:
-    same = (row.a.model, row.a.defense) == (row.b.model, row.b.defense)
-    victims = [f"{s.model} ({s.defense})" for s in (row.a, row.b)]
-    seeds = f"{row.a.seed}" if row.a.seed == row.b.seed else f"{row.a.seed}, {row.b.seed}"
-    norm = f"{row.a.norm}, {row.a.shape}" if row.a.shape else row.a.norm
-    return [row.a.dataset, victims[0] if same else " | ".join(victims), norm, row.a.eps, row.a.goal, seeds]
+def _victims(row: Comparison) -> str:
+    return " | ".join(dict.fromkeys(f"{s.model} ({s.defense})" for s in (row.a, row.b)))
 
 
 def _cosines(e: Estimate) -> str:

@@ -92,7 +92,7 @@ def _cells(cells: Sequence[Cell]) -> str:
         **{heading: _metric(name) for heading, name in _shown_metrics()},
         "status": lambda c: c.status if c.status != "ok" else ", ".join(f.name for f in c.flags) or "ok",
     }
-    return _table("Attacks", columns, cells, constant=("dataset", "model", "norm", "goal"))
+    return titled("Attacks", columns, cells, constant=("dataset", "model", "norm", "goal"))
 
 
 def _threats(threats: Sequence[ThreatRow]) -> str:
@@ -114,7 +114,7 @@ def _threats(threats: Sequence[ThreatRow]) -> str:
         "against undefended": _against,
         "verdict": lambda t: t.verdict or "not measured",
     }
-    return _table("Worst case over the attacks", columns, threats, constant=("dataset", "model", "norm", "goal"))
+    return titled("Worst case over the attacks", columns, threats, constant=("dataset", "model", "norm", "goal"))
 
 
 def _apart(threats: Sequence[ThreatRow]) -> Callable[[ThreatRow], str]:
@@ -165,7 +165,7 @@ def _certificates(certificates: Sequence[Certificate]) -> str:
         "status": lambda row: row[0].status,
     }
     shared = ("dataset", "model", "defense", "norm", "clean %", "abstains %")
-    return _table("Certificates", columns, rows, constant=shared)
+    return titled("Certificates", columns, rows, constant=shared)
 
 
 def _poisonings(poisonings: Sequence[Poisoning]) -> str:
@@ -188,7 +188,7 @@ def _poisonings(poisonings: Sequence[Poisoning]) -> str:
         "verdict": lambda p: p.verdict or p.status,
     }
     shared = ("dataset", "model", "attack", "poisons")
-    return _table("Attacks on the training data", columns, poisonings, constant=shared)
+    return titled("Attacks on the training data", columns, poisonings, constant=shared)
 
 
 def _seed(items: Sequence[Any], of: Callable[[Any], Any] = lambda item: item) -> dict[str, Callable[[Any], str]]:
@@ -197,7 +197,7 @@ def _seed(items: Sequence[Any], of: Callable[[Any], Any] = lambda item: item) ->
     return {"seed": lambda item: str(of(item).seed)} if several else {}
 
 
-def _table(title: str, columns: Mapping[str, Callable[..., str]], items: Sequence[object], constant: Row) -> str:
+def titled(title: str, columns: Mapping[str, Callable[..., str]], items: Sequence[object], constant: Row) -> str:
     """A table of `items`; columns named in `constant` that never vary move into the title.
 
     What reads the same stands once: undefended cells may be there alone and within a curve.
@@ -345,7 +345,8 @@ def _facts(cells: Sequence[Cell | Poisoning]) -> list[str]:
         for defense, facts in cell.provenance.get("facts", {}).items():
             told = ", ".join(f"{k.replace('_', ' ')} {_told(v)}"
                              for k, v in facts.items() if isinstance(v, int | float | str))  # fmt: skip
-            lines.append(f"{defense} on {cell.model}: {told}")
+            where = "" if defense == cell.model else f" on {cell.model}"  # a model's own training has facts, too
+            lines.append(f"{defense}{where}: {told}")
     return lines
 
 
