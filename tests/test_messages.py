@@ -49,6 +49,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save({"weight": Linear().weight, "more": Evil()}, folder / "evil-zip.pt")
     (folder / "empty.pt").touch()
     (folder / "a-file").touch()
+    (folder / "images").mkdir()
     return folder
 
 
@@ -98,6 +99,11 @@ USAGE = [
     (ev(CNN, "fgsm", "-d", "purne"), "no defense is called 'purne'; did you mean 'prune'?"),
     (ev(CNN, "fgsm", "-d", "prune+purne"), "no defense is called 'purne'; did you mean 'prune'?"),
     (ev(dataset="digit"), "no dataset is called 'digit'; did you mean 'digits'?"),
+    (ev("gray4.safetensors"), "weights in a file are file:gray4.safetensors#arch=NAME, or py:MODULE:FACTORY,weights="),
+    (ev("usernets.py"), "a network in your own code is py:usernets:FACTORY"),
+    (ev(dataset="four.npz"), "no dataset is called 'four.npz'; arrays in a file are npz:four.npz"),
+    (ev(dataset="images"), "no dataset is called 'images'; a folder of images is folder:images"),
+    (ev("file:gray4.safetensors#arch=Zzzz"), "one in your own code is py:MODULE:FACTORY,weights=FILE"),
     (ev(CNN, "zzzz"), "no attack is called 'zzzz'; 'advplug list attacks' shows"),
     (("list", "atacks"), "'atacks' is no kind of plugin; did you mean 'attacks'?"),
     (("info", "atack", "pgd"), "'atack' is no kind of plugin; did you mean 'attacks'?"),

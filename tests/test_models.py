@@ -369,6 +369,15 @@ def wrong():
 def broken():
     raise ValueError("not\\n today")
 
+def wide(classes, width, depth=2):
+    return Net()
+
+def lost():
+    class Lost(nn.Module):
+        def forward(self, x):
+            raise ValueError("never")
+    return Lost()
+
 def pair():
     class Pair(nn.Module):
         def forward(self, x):
@@ -414,11 +423,15 @@ def test_own_code_that_does_not_work(own: Path) -> None:
         assert "\n" not in str(caught.value)
 
     fails(f"py:{own.name}x:plain", f"no module '{own.name}x' in .*did you mean '{own.name}'")
-    fails(f"py:{own.name}:gone", "AttributeError")
+    fails(f"py:{own.name}:gone", f"'{own.name}' has no 'gone'$")
+    fails(f"py:{own.name}:Plain", f"'{own.name}' has no 'Plain'; did you mean 'plain'")
+    fails(f"py:{own.name}:wide", r"needs 'width', and only classes, .* are filled in; write a function beside it")
     fails(f"py:{own.name}:wrong", "must return an nn.Module, got a str")
     fails(f"py:{own.name}:broken", "ValueError: not today")
     fails(f"py:{own.name}:pair", "one tensor of logits, got a tuple")
-    fails(f"py:{own.name}:plain", "does not take 3 x 8 x 8 images", info(3, 8, 4))
+    fails(f"py:{own.name}:plain", "does not take 3 x 8 x 8 images: .*; it takes 1 x 8 x 8 ones$", info(3, 8, 4))
+    fails(f"py:{own.name}:plain", "1 x 32 x 32 images: .*; it takes 1 x 8 x 8 ones: write size=8 after", info(1, 32, 4))
+    fails(f"py:{own.name}:lost", "does not take 1 x 8 x 8 images: ValueError: never$")
     fails(f"py:{own.name}:plain", r"shape \(2, 4\) for 2 images, the dataset's 9 classes need \(2, 9\)", info(1, 8, 9))
     fails("py:nothing", "no MODULE:FACTORY")
     fails(f"py:{own.name}:plain#weights=gone.pt", "no weights file")

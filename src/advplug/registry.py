@@ -9,6 +9,7 @@ import keyword
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -124,6 +125,20 @@ def load_target(target: str, label: str) -> Any:
         raise PluginError(f"{label} cannot be loaded from {target}: {_one_line(error)}") from error
 
 
+def _as_file(kind: str, name: str) -> str:
+    """How the model or dataset is written, where the name is that of a file or folder; otherwise an empty string."""
+    suffix = Path(name).suffix
+    if kind == "model" and suffix in (".pt", ".pth", ".ckpt", ".safetensors"):
+        return f"; weights in a file are file:{name}#arch=NAME, or py:MODULE:FACTORY,weights={name}"
+    if kind == "model" and (suffix == ".py" or Path(f"{name}.py").is_file()):
+        return f"; a network in your own code is py:{name.removesuffix('.py')}:FACTORY"
+    if kind == "dataset" and suffix == ".npz":
+        return f"; arrays in a file are npz:{name}"
+    if kind == "dataset" and Path(name).is_dir():
+        return f"; a folder of images is folder:{name}"
+    return ""
+
+
 @dataclass(frozen=True)
 class Registry:
     """All registrations, by kind and name; duplicated names are kept apart and refused on use."""
@@ -140,7 +155,8 @@ class Registry:
         table = self.tables[kind]
         if name in table:
             return table[name]
-        hint = did_you_mean(name, table) or f"; 'advplug list {kind}s' shows the {len(table)} there are"
+        hint = _as_file(kind, name) or did_you_mean(name, table)
+        hint = hint or f"; 'advplug list {kind}s' shows the {len(table)} there are"
         lost = ", ".join(b.source.plugin for b in self.broken)
         lost = lost and f" (plugins that failed to load: {lost}; see advplug doctor)"
         raise UnknownNameError(f"no {kind} is called '{name}'{hint}{lost}")

@@ -111,7 +111,9 @@ def architecture(name: str) -> Architecture:
     """Raises UnknownNameError with a suggestion where there is no such architecture."""
     known = (*CUSTOM, *TORCHVISION)
     if name not in known:
-        hint = did_you_mean(name, known) or "; 'advplug list models' shows all"
+        hint = did_you_mean(name, known) or (
+            "; 'advplug list models' shows all, and one in your own code is py:MODULE:FACTORY,weights=FILE"
+        )
         raise UnknownNameError(f"no architecture is called '{name}'{hint}")
     found = _FAMILIES[max((f for f in _FAMILIES if name.startswith(f)), key=len)]
     return replace(found, name=name, rate=Architecture.rate if name.endswith("_bn") else found.rate)

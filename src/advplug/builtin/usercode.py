@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -80,8 +80,13 @@ def build(source: str, info: DatasetInfo) -> nn.Module:
         try:
             factory: Any = importlib.import_module(name)
             for part in attribute.split("."):
+                if not hasattr(factory, part):
+                    near = did_you_mean(part, [n for n in dir(factory) if not n.startswith("_")])
+                    raise UsageError(f"py:{source} cannot be built: '{name}' has no '{part}'{near}")
                 factory = getattr(factory, part)
-            net = factory(**_arguments(factory, info))
+            net = factory(**_arguments(source, factory, info))
+        except UsageError:
+            raise
         except Exception as error:  # the user's code may raise anything
             raise UsageError(f"py:{source} cannot be built: {_told(error)}") from error
     if not isinstance(net, nn.Module):
@@ -93,13 +98,17 @@ def probe(net: nn.Module, info: DatasetInfo, source: str) -> None:
     """Raises UsageError unless `net` turns two of the dataset's images into logits (2, classes)."""
     import torch
 
-    modes = [(m, m.training) for m in net.modules()]
-    shape = f"{info.channels} x {info.size[0]} x {info.size[1]}"
-    try:
+    def answer(channels: int, height: int, width: int) -> Any:
         with torch.no_grad():
-            logits = net.eval()(torch.full((2, info.channels, *info.size), 0.5))
+            return net(torch.full((2, channels, height, width), 0.5))
+
+    modes = [(m, m.training) for m in net.modules()]
+    net.eval()
+    try:
+        logits = answer(info.channels, *info.size)
     except Exception as error:  # likewise
-        raise UsageError(f"py:{source} does not take {shape} images: {_told(error)}") from error
+        shape = f"{info.channels} x {info.size[0]} x {info.size[1]}"
+        raise UsageError(f"py:{source} does not take {shape} images: {_told(error)}{_takes(answer, info)}") from error
     finally:
         for module, mode in modes:
             module.training = mode
@@ -112,7 +121,22 @@ def probe(net: nn.Module, info: DatasetInfo, source: str) -> None:
         )
 
 
-def _arguments(factory: Any, info: DatasetInfo) -> dict[str, Any]:
+def _takes(answer: Callable[[int, int, int], Any], info: DatasetInfo) -> str:
+    """`; it takes 1 x 8 x 8 ones`, with what to write; empty where no common shape is taken."""
+    sizes = (info.size[0], 8, 16, 28, 32, 48, 64, 96, 128, 224)
+    for channels in (info.channels, 4 - info.channels):  # grey and RGB
+        for size in sizes:
+            try:
+                answer(channels, size, size)
+            except Exception:  # noqa: S112 - what the user's code raises only says: not this shape
+                continue
+            how = f": write size={size} after the dataset's name, as in digits:size={size}"
+            return f"; it takes {channels} x {size} x {size} ones{how * (channels == info.channels)}"
+    return ""
+
+
+def _arguments(source: str, factory: Any, info: DatasetInfo) -> dict[str, Any]:
+    """What is filled in. Raises UsageError where the factory needs more than that."""
     known = {
         "classes": len(info.classes),
         "num_classes": len(info.classes),
@@ -124,6 +148,15 @@ def _arguments(factory: Any, info: DatasetInfo) -> dict[str, Any]:
         taken = inspect.signature(factory).parameters
     except (TypeError, ValueError):
         return {}
+    needs = [
+        n for n, p in taken.items()
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and n not in known
+    ]  # fmt: skip
+    if needs:
+        raise UsageError(
+            f"py:{source} needs '{needs[0]}', and only {', '.join(known)} are filled in; "
+            "write a function beside it that calls it with what it needs, and name that"
+        )
     return {n: v for n, v in known.items() if n in taken}
 
 
