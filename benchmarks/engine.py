@@ -241,7 +241,7 @@ def memory_of(n: int) -> None:
 
 
 def main() -> int:
-    parser = kept.parser(__doc__, "engine", "128 images, one repeat, no memory")
+    parser = kept.parser(__doc__, "engine", "32 images, one repeat, no memory")
     parser.add_argument("--images", type=int, help="how many test images (default 512)")
     parser.add_argument("--repeats", type=int)
     parser.add_argument("--only", choices=["pgd", "trained", "curve", "overhead", "memory"])
@@ -252,7 +252,7 @@ def main() -> int:
         memory_of(options.memory_of)
         return 0
     repeats = options.repeats or (1 if options.quick else 3)
-    n = options.images or (128 if options.quick else 512)
+    n = options.images or (32 if options.quick else 512)
     batch = models.batch(models.images(), 0, n)
     net = models.victim_net()
     wanted = [options.only] if options.only else ["pgd", "trained", "curve", "overhead", "memory"]
