@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from advplug.table import _facts, remarks
 from cli_tools import CNN, QUICK, TINY, run
 
 
@@ -79,3 +82,25 @@ def test_a_plan_tells_goals_apart() -> None:
     assert " targeted" not in poison
     alone = run("eval", "--dataset", TINY, "-m", CNN, "-a", "fgsm", "--dry-run")
     assert "goal" not in alone.out
+
+
+def test_why_numbers_are_upper_bounds_is_said_once() -> None:
+    def threat(eps: str, *unchecked: str) -> SimpleNamespace:
+        named = {"dataset": "digits", "model": "cnn", "defense": "none", "norm": "linf", "goal": "untargeted"}
+        said = {"verdict": "upper bound", "unchecked": unchecked, "attacks": ("pgd",), "flags": (), "audit": None}
+        return SimpleNamespace(**named, **said, seed=0, eps=eps)
+
+    threats = [threat("1/255"), threat("2/255", "zero-gradients"), threat("4/255")]
+    nothing = {"cells": (), "certificates": (), "poisonings": (), "run": SimpleNamespace(leakage=())}
+    result: Any = SimpleNamespace(threats=threats, **nothing)
+    (text,) = remarks(result)
+    assert text.splitlines() == [
+        "upper bound: cnn (none), linf 1/255; cnn (none), linf 4/255: a stronger attack may break more",
+        "upper bound: cnn (none), linf 2/255: not checked: zero-gradients",
+    ]
+
+
+def test_facts_of_a_models_own_training_name_it_once() -> None:
+    facts = {"clip-tiny": {"steps": 3}, "prune": {"ratio": 0.2}}
+    cell: Any = SimpleNamespace(model="clip-tiny", provenance={"facts": facts})
+    assert _facts([cell]) == ["clip-tiny: steps 3", "prune on clip-tiny: ratio 0.2"]

@@ -274,11 +274,13 @@ def remarks(result: RunResult) -> list[str]:
         most = max(audits, key=lambda a: a.forward)
         cost = f"{most.forward:,} forward and {most.backward:,} backward passes of an image"
         lines.append(f"audit ({most.level}): {most.images} images, {cost}{' a threat at most' * (len(audits) > 1)}")
+    bounds: dict[str, list[str]] = {}
     for threat in result.threats:
         if threat.verdict == "upper bound":
             missing = ", ".join(name for name in threat.unchecked if CHECKS[name].required)
             why = f"not checked: {missing}" if missing else "a stronger attack may break more"
-            lines.append(f"upper bound: {place(threat)}: {why}")
+            bounds.setdefault(why, []).append(place(threat))
+    lines += [f"upper bound: {'; '.join(where)}: {why}" for why, where in bounds.items()]
     return ["\n".join(dict.fromkeys(lines))] if lines else []
 
 
