@@ -269,6 +269,13 @@ def test_status_of_what_is_no_run() -> None:
         ran = run("status", name)
         assert (ran.code, ran.out) == (2, "")
         assert ran.err == f"Error: {name} holds no results.sqlite; give the folder of a run, the one named with -o\n"
+    Path("results/mine").mkdir(parents=True)
+    Path("results/mine/results.sqlite").touch()
+    assert run("status", "results").err.endswith("named with -o; results/mine is one\n")
+    Path("mine.yaml").touch()
+    wanted = "give the folder of a run, the one named with -o, or advplug-results/mine"
+    for command in (("status",), ("export", "-f", "json")):
+        assert run(*command, "mine.yaml").err == f"Error: mine.yaml is a file; {wanted}\n"
 
 
 def test_a_folders_spec_goes_on_in_it() -> None:

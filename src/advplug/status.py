@@ -11,11 +11,10 @@ from typing import Any
 
 from advplug.certificates import planned
 from advplug.defaults import SPEC
-from advplug.errors import UsageError
 from advplug.forecast import Forecast, forecast
 from advplug.plan_table import plan_rows, poison_rows, proof_rows
 from advplug.session import Request
-from advplug.store import cells, reading
+from advplug.store import cells, no_run, reading
 from advplug.study_plan import plan_file
 from advplug.table import grid
 
@@ -47,7 +46,7 @@ class Status:
 def status(folder: Path) -> Status:
     """Raises UsageError where `folder` is no run's, or its spec names what is not there any more."""
     if not (folder / "results.sqlite").is_file() and not (folder / SPEC).is_file():
-        raise UsageError(f"{folder} holds no results.sqlite; give the folder of a run, the one named with -o")
+        raise no_run(folder)
     stored = _stored(folder) if (folder / "results.sqlite").is_file() else {}
     if not (folder / SPEC).is_file():
         rows = tuple({**cell, "state": _state(cell["status"])} for cell in stored.values())

@@ -232,12 +232,22 @@ def finished(folder: Path, keys: Sequence[str]) -> dict[str, str]:
     return {k: rows[k] for k in keys if k in rows}
 
 
+def no_run(folder: Path) -> UsageError:
+    """What to say where `folder` is none that keeps a run: a file, such as a matrix, or a folder of runs."""
+    wanted = "give the folder of a run, the one named with -o"
+    if folder.is_file():
+        like = f", or advplug-results/{folder.stem}" if folder.suffix in (".yaml", ".yml") else ""
+        return UsageError(f"{folder} is a file; {wanted}{like}")
+    below = sorted(path.parent for path in folder.glob("*/results.sqlite"))
+    return UsageError(f"{folder} holds no results.sqlite; {wanted}" + (f"; {below[0]} is one" if below else ""))
+
+
 @contextlib.contextmanager
 def reading(folder: Path) -> Iterator[sqlite3.Connection]:
     """The stored tables, without locking or creating anything. Raises UsageError where `folder` is no run's."""
     path = folder / "results.sqlite"
     if not path.is_file():
-        raise UsageError(f"{folder} holds no results.sqlite; give the folder of a run, the one named with -o")
+        raise no_run(folder)
     # Not mode=ro: what a killed run left half written has to be rolled back before it can be read.
     uri = f"{path.absolute().as_uri()}?mode=rw"
     with explained(folder), contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
