@@ -142,13 +142,15 @@ def test_a_guess_is_no_model() -> None:
 
     assert run("near-chance", right(50)) == PASSED
     assert run("near-chance", right(49)).detail == (
-        "clean accuracy 49.0 % (at least 39.4 %) is near chance; always answering the largest class gives 25.0 %"
+        "clean accuracy 49.0 % (at least 39.4 %) is near chance; always answering the largest class gives 25.0 %, "
+        "and at least 40.0 % are asked for"
     )
     twice = evidence(0.9, 0.0, clean=np.stack([np.arange(N) % 4, np.zeros(N, dtype=int)], axis=1))
     assert run("near-chance", twice) == PASSED, "62.5 % over two draws"
     never = evidence(0.9, 0.0, clean=np.full((N, 1), -1))
     assert run("near-chance", never).detail == (
-        "clean accuracy 0.0 % (at least 0.0 %) is near chance; always answering the largest class gives 25.0 %"
+        "clean accuracy 0.0 % (at least 0.0 %) is near chance; always answering the largest class gives 25.0 %, "
+        "and at least 40.0 % are asked for"
     )
 
 

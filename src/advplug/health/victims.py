@@ -23,9 +23,11 @@ def chance(y: Array, right: Array) -> Outcome:
     clean = rate(float(right.mean(axis=1).sum()), len(y))
     assert clean is not None
     assert clean.low is not None
-    if clean.low < largest + 0.2 * (1 - largest):
+    asked = largest + 0.2 * (1 - largest)
+    if clean.low < asked:
         detail = f"clean accuracy {100 * clean.value:.1f} % (at least {100 * clean.low:.1f} %) is near chance"
-        return Outcome("tripped", f"{detail}; always answering the largest class gives {100 * largest:.1f} %")
+        alone = f"always answering the largest class gives {100 * largest:.1f} %"
+        return Outcome("tripped", f"{detail}; {alone}, and at least {100 * asked:.1f} % are asked for")
     return PASSED
 
 
