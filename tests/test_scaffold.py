@@ -11,10 +11,19 @@ from advplug.scaffold import new_plugin
 from conftest import advplug, install, python
 
 
-def test_the_package_installs_lists_and_passes_its_own_test(tmp_path: Path) -> None:
-    done = advplug("plugin", "new", "my-attack", "-o", str(tmp_path))
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("kind", "options", "parameter"),
+    [("attack", (), "sign patterns to try"), ("defense", ("--kind", "defense"), "weight of the mean")],
+)
+def test_the_package_installs_lists_and_passes_its_own_test(
+    kind: str, options: tuple[str, ...], parameter: str, tmp_path: Path
+) -> None:
+    done = advplug("plugin", "new", f"my-{kind}", *options, "-o", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    root = tmp_path / "advplug-my-attack"
+    root = tmp_path / f"advplug-my-{kind}"
+    assert done.stderr == f"next: pip install -e '{root}[dev]', then: advplug plugin check my-{kind}\n"
+    assert f"registers the {kind} `my-{kind}`" in (root / "README.md").read_text()
     assert {Path(line) for line in done.stdout.split()} == {p for p in root.rglob("*") if p.is_file()}
     site = tmp_path / "site"
     install(root, site)
@@ -33,11 +42,11 @@ def test_the_package_installs_lists_and_passes_its_own_test(tmp_path: Path) -> N
     )
     assert tested.returncode == 0, tested.stdout
     assert "2 passed" in tested.stdout
-    described = advplug("info", "attack", "my-attack", site=site)
+    described = advplug("info", kind, f"my-{kind}", site=site)
     assert described.returncode == 0, described.stderr
-    assert "sign patterns to try" in described.stdout
-    bad = advplug("info", "attack", "my-atack", site=site)
-    assert "did you mean 'my-attack'?" in bad.stderr
+    assert parameter in described.stdout
+    bad = advplug("info", kind, f"my-{kind[1:]}", site=site)
+    assert f"did you mean 'my-{kind}'?" in bad.stderr
 
 
 def test_no_existing_folder_is_touched(tmp_path: Path) -> None:

@@ -14,14 +14,28 @@ def plugin() -> None:
 
 @plugin.command("new")
 @click.argument("name")
+@click.option(
+    "--kind",
+    type=click.Choice(["attack", "defense"]),
+    default="attack",
+    show_default=True,
+    help="What the example is; docs/plugins.md has the other kinds.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("."), metavar="DIR",
               help="Folder to create the package in.")  # fmt: skip
-def plugin_new(name: str, output: Path) -> None:
+def plugin_new(name: str, kind: str, output: Path) -> None:
     """Write an installable plugin package with a working example and its test."""
+    import shlex
+
     from advplug.scaffold import new_plugin
 
-    for path in new_plugin(name, output):
+    files = new_plugin(name, output, kind)
+    for path in files:
         click.echo(path)
+    root = files[0].parent
+    package = shlex.quote(f"./{root}[dev]" if not root.is_absolute() else f"{root}[dev]")
+    checked = root.name.removeprefix("advplug-")
+    click.echo(f"next: pip install -e {package}, then: advplug plugin check {checked}", err=True)
 
 
 @plugin.command("check")

@@ -1,4 +1,4 @@
-"""`advplug plugin new`: an installable plugin with a working attack and the test that proves it."""
+"""`advplug plugin new`: an installable plugin with a working attack or defense and the test that proves it."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ where = ["src"]
 _README = """\
 # {distribution}
 
-A plugin for advplug. It registers the attack `{name}`: the better of a few sign patterns at full budget.
+A plugin for advplug. It registers the {kind} `{name}`: {what}.
 
 ```
 pip install -e '.[dev]'        # in the environment that holds advplug
 pytest                         # the conformance kit says whether the contract holds
 advplug plugin check {name}
-advplug info attack {name}
-advplug eval --model cnn --attack {name} --attack pgd
+advplug info {kind} {name}
+advplug eval --model cnn {options}
 ```
 
 - `src/{module}/__init__.py` says what there is. It is imported whenever plugins are listed, so it imports no torch.
-- `src/{module}/attack.py` holds the attack. Torch is imported inside the factory, because listing reads its signature.
+- `src/{module}/{kind}.py` holds the {kind}. Torch is imported inside the factory, because listing reads its signature.
 - `tests/test_it.py` runs the conformance kit.
 """
 
@@ -122,11 +122,78 @@ def test_one_try():
     check_attack("{name}", tries=1)
 '''
 
+_DEFENSE_INIT = '''\
+"""What this plugin registers. Imported whenever plugins are listed: no torch here."""
+
+from advplug.contracts import DefenseCaps, Spec
+from advplug.hooks import hookimpl
+
+
+@hookimpl
+def advplug_defenses():
+    # What holds of the wrap is said here, too: gradient=Gradient.BPDA, stochastic=True, rejects=True.
+    caps = DefenseCaps(("wrap",))
+    return [Spec("{name}", "{module}.defense:make", caps, "images smoothed a little")]
+'''
+
+_DEFENSE = '''\
+"""The defense: each pixel is mixed with the mean of its neighbourhood before the model sees it."""
+
+from typing import Annotated
+
+from advplug.contracts import Gradient, Wrap
+from advplug.params import Param
+
+
+def make(share: Annotated[float, Param("weight of the mean", ge=0, le=1)] = 0.5):
+    """The annotation above is what `advplug info` shows and what `{name}:share=0.8` is checked against."""
+    from torch.nn import functional
+
+    def forward(inner, x, rng):
+        """What the deployed system answers, logits (B, classes).
+
+        inner: the model, or the next defense around it
+        x:     (B, C, H, W) in [0, 1]
+        rng:   the only source of randomness, a torch.Generator; who draws from it declares stochastic=True and draws=20
+        """
+        around = functional.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+        return inner((1 - share) * x + share * around)
+
+    # EXACT: attacks differentiate `forward` itself. Where it rounds, sorts or decodes, its gradient is of no use to
+    # them, and a high number means nothing: declare Gradient.BPDA, and surrogates=(stand_in,), a smooth one like it.
+    return (Wrap(forward, Gradient.EXACT),)
+'''
+
+_DEFENSE_TEST = '''\
+"""The conformance kit: gradients and randomness as declared, answers image by image, clean accuracy, and more."""
+
+from advplug.testing import check_defense
+
+
+def test_defaults():
+    check_defense("{name}")
+
+
+def test_the_mean_alone():
+    check_defense("{name}", share=1.0, clean_drop=0.2)
+'''
+
+_KINDS = {
+    "attack": (
+        _INIT,
+        _ATTACK,
+        _TEST,
+        "the better of a few sign patterns at full budget",
+        "--attack {name} --attack pgd",
+    ),
+    "defense": (_DEFENSE_INIT, _DEFENSE, _DEFENSE_TEST, "smoothed images", "--defense {name} --attack apgd"),
+}
+
 _GITIGNORE = "__pycache__/\n*.egg-info/\nbuild/\ndist/\n.pytest_cache/\n"
 
 
-def new_plugin(name: str, directory: Path) -> list[Path]:
-    """Writes the package `advplug-NAME` under `directory` and returns the files.
+def new_plugin(name: str, directory: Path, kind: str = "attack") -> list[Path]:
+    """Writes the package `advplug-NAME`, which registers an attack or a defense, under `directory`; returns the files.
 
     Raises UsageError for a name that cannot be one, a folder that exists, or one that cannot be written.
     """
@@ -138,7 +205,7 @@ def new_plugin(name: str, directory: Path) -> list[Path]:
     root = directory / f"advplug-{name}"
     if root.exists():
         raise UsageError(f"{root} exists already; choose another name, or another folder with -o")
-    files = _files(name)
+    files = _files(name, kind)
     try:
         for path, text in files.items():
             target = root / path
@@ -149,7 +216,8 @@ def new_plugin(name: str, directory: Path) -> list[Path]:
     return [root / path for path in files]
 
 
-def _files(name: str) -> dict[str, str]:
+def _files(name: str, kind: str) -> dict[str, str]:
+    init, code, test, what, options = _KINDS[kind]
     module = "advplug_" + name.replace("-", "_")
     values = {
         "name": name,
@@ -157,13 +225,16 @@ def _files(name: str) -> dict[str, str]:
         "distribution": f"advplug-{name}",
         "title": name.replace("-", " ").capitalize(),
         "versions": _compatible(),
+        "kind": kind,
+        "what": what,
+        "options": options.format(name=name),
     }
     templates = {
         "pyproject.toml": _PYPROJECT,
         "README.md": _README,
-        f"src/{module}/__init__.py": _INIT,
-        f"src/{module}/attack.py": _ATTACK,
-        "tests/test_it.py": _TEST,
+        f"src/{module}/__init__.py": init,
+        f"src/{module}/{kind}.py": code,
+        "tests/test_it.py": test,
         ".gitignore": _GITIGNORE,
     }
     return {path: text.format(**values) for path, text in templates.items()}
