@@ -37,7 +37,8 @@ def compare_runs(
     """Compare two runs, A and B, by the folders that keep them.
 
     Differences are paired, image by image; where the 95 % interval holds 0, no difference is shown. Threats that
-    both hold are compared; of two runs with one defense each, what is left on either side, too. What is not trustworthy or has failed in B does not pass a gate.
+    both hold are compared; of two runs with one defense each, what is left on either side, too. What is not
+    trustworthy or has failed in B does not pass a gate.
     """
     from advplug.compare import compare, render
     from advplug.gates import gate, gate_of
