@@ -35,7 +35,10 @@ RECIPES = HERE.parent / "recipes"
 PLACE = re.compile(r"<!-- (?P<what>[^\n]*?): generated -->\n.*?<!-- end of (?P=what) -->", re.DOTALL)
 NAMED = ("dataset", "model", "defense", "attack")
 VICTIM = ("dataset", "model", "defense")
-DATASETS = {"npz": "CIFAR-10", "mnist": "MNIST", "digit-scenes": "digit-scenes", "flickr8k": "Flickr8k"}
+DATASETS = {
+    "npz": "CIFAR-10", "cifar10-part": "CIFAR-10", "mnist": "MNIST", "mnist-part": "MNIST",
+    "digit-scenes": "digit-scenes", "flickr8k": "Flickr8k",
+}  # fmt: skip
 
 Row = dict[str, Any]
 Choice = Mapping[str, str]
@@ -92,8 +95,7 @@ def _fits(row: Row, key: str, patterns: list[str]) -> bool:
 
 
 def _dataset(label: str) -> str:
-    name = label.partition(":")[0]
-    return DATASETS.get(name, name) if ":" in label else DATASETS.get(label, label)
+    return DATASETS.get(label.partition(":")[0], label)
 
 
 # --- figures in words ---
