@@ -22,7 +22,7 @@ from advplug.estimate import Estimate, paired_p_value
 from advplug.registry import Registry, Source, load
 from advplug.rng import Stream
 from advplug.store import Store
-from advplug.table import _table, grid
+from advplug.table import grid, titled
 from advplug.victim import Victim
 
 DRAWS = torch.Generator().manual_seed(0)
@@ -234,7 +234,7 @@ def test_a_title_is_not_cut_into_words_to_fit_a_narrow_table():
 
 
 def test_what_reads_the_same_stands_once() -> None:
-    made = _table("Cells", {"eps": str, "clean %": lambda _: "65.3"}, [1, 2, 1], ("clean %",))
+    made = titled("Cells", {"eps": str, "clean %": lambda _: "65.3"}, [1, 2, 1], ("clean %",))
     assert [line.split()[0] for line in made.splitlines()[4:]] == ["1", "2"]
     assert "clean % 65.3" in made
 
