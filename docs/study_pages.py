@@ -303,14 +303,14 @@ def poisonings(study: Study, choice: Choice) -> str:
 def certificates(study: Study, choice: Choice) -> str:
     made = []
     for row in study.rows("certificates", choice):
-        for at in row["accuracies"]:
+        for at in row["certified_accuracy"]:
             made.append(
                 [
                     code(row["model"]), code(row["defense"]), f"{row['norm']} {at['radius']}",
-                    percent(at["certified_accuracy"]), percent(at.get("worst_case_accuracy")), row["verdict"] or "-",
+                    percent(at["certified_accuracy"]), percent(at.get("worst_case_accuracy")),
                 ]
             )  # fmt: skip
-    return table(["model", "defense", "radius", "certified %", "worst case found %", "verdict"], made)
+    return table(["model", "defense", "radius", "certified %", "worst case found %"], made)
 
 
 def training(study: Study, choice: Choice) -> str:
