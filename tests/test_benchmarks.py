@@ -166,6 +166,14 @@ def test_a_slower_or_weaker_engine_misses_its_bars(bars: Any) -> None:
     assert all("curve" in bar["what"] for bar in bars.of("engine", part))
 
 
+def test_the_bars_of_speed_are_higher_where_the_processor_has_bfloat16(bars: Any) -> None:
+    result = stored("engine") | {"cpu flags": ["avx2", "avx512_bf16"]}
+    told = [bar for bar in bars.of("engine", result) if bar["what"].endswith("in bfloat16")]
+    assert [bar["at least"] for bar in told] == [12.0, 5.0, 2.5]
+    plain = [b for b in bars.of("engine", stored("engine")) if b["what"].endswith("times as fast as torchattacks")]
+    assert [bar["at least"] for bar in plain if "leaving" not in bar["what"]] == [6.0, 2.5, 2.5]
+
+
 def test_a_weaker_backend_is_seen_and_wrapped_ones_are_not_judged(bars: Any) -> None:
     group: dict[str, Any] = {"group": "PGD", "norm": "linf", "eps": "1/255", "images": 40, "rows": [
         {"attack": "pgd:steps=5", "robust accuracy": 0.3}, {"attack": "ta.pgd", "robust accuracy": 0.25},
