@@ -10,10 +10,8 @@ read. Kept are a JSON file a study and its figures; `make docs` writes the table
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -21,6 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import kept
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -30,9 +30,9 @@ RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("s[1-9]-*.yaml"))
 
 FIGURES: dict[str, tuple[str, ...]] = {
     "s1": ("heatmap",),
-    "s2": ("sweep", "static-adaptive"),
+    "s2": ("sweep",),
     "s3": ("static-adaptive",),
-    "s4": ("curve", "static-adaptive"),
+    "s4": ("curve",),
     "s5": ("curve", "pareto"),
 }
 """Kinds of `advplug plot` that a page shows."""
@@ -48,15 +48,6 @@ POISONING = (
     "dataset", "model", "attack", "defense", "seed", "status", "reason", "poisons", "training_images", "metrics",
     "differences", "verdict", "seconds",
 )  # fmt: skip
-
-
-def processor() -> str:
-    """The CPU's name, and how many of its cores there are."""
-    try:
-        named = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        named = None
-    return f"{named[1].strip() if named else 'CPU'}, {os.cpu_count()} cores"
 
 
 def run(name: str, folder: Path) -> None:
@@ -77,7 +68,7 @@ def exported(folder: Path) -> dict[str, Any]:
     return found
 
 
-def kept(result: dict[str, Any]) -> dict[str, Any]:
+def slimmed(result: dict[str, Any]) -> dict[str, Any]:
     """What tables are made of: without the bits of every image and what is the same in every cell."""
     return {
         "versions": result["run"]["versions"],
@@ -153,19 +144,19 @@ def measure(name: str, keep: Path | None, finished: bool) -> None:
     with _folder(name, keep) as folder:
         if not finished:
             run(name, folder)
-        found = kept(exported(folder))
+        found = slimmed(exported(folder))
         figures = draw(name, folder)
     same = before.get("cells") == found["cells"]
+    head = kept.header()
     told = {
         "command": f"advplug run recipes/{name}.yaml --scale small",
-        "date": before["date"] if same else datetime.date.today().isoformat(),
-        "hardware": processor(),
-        "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
+        "date": before["date"] if same else head["date"],
+        "hardware": before["hardware"] if same else f"{head['cpu']}, {head['cores']} cores",
+        "threads": before["threads"] if same else head["threads"],
         "seconds": round(seconds(found)),
         "figures": figures,
     }
-    KEPT.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(told | found, indent=1) + "\n")
+    kept.write(told | found, file)
     print(
         f"{name}: {len(found['cells'])} cells, {len(found['poisonings'])} poisonings, {told['seconds']} s", flush=True
     )

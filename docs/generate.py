@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import study_pages
 from advplug.catalogue import attacks_markdown, poisons_markdown
 from advplug.registry import Registry, registry
 from picture import svg
+from study_pages import flags, pages, percent
 from summary import bars_markdown, faults_markdown, front, front_markdown, kept, libraries_markdown, machines_markdown
 
 HERE = Path(__file__).parent
@@ -94,12 +94,6 @@ def autoattack_markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def percent(estimate: dict[str, Any] | None) -> str:
-    if estimate is None:
-        return "-"
-    return f"{100 * estimate['value']:.1f} [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
-
-
 def measured_markdown(result: dict[str, Any]) -> str:
     """What one command of `benchmarks/measured.py` came to: its threats, each with the strongest static and adaptive
     figure of its attacks, and the flags that say why a number is what it is."""
@@ -116,12 +110,11 @@ def measured_markdown(result: dict[str, Any]) -> str:
     for t in result["threats"]:
         same = [c for c in result["cells"] if all(c[k] == t[k] for k in ("defense", "norm", "eps"))]
         static, adaptive = (_least(same, f"{kind}_robust_accuracy") for kind in ("static", "adaptive"))
-        flags = ", ".join(f"`{f['name']}`" for f in t["flags"] if f["level"] != "info") or "-"
         eps = t["eps"] if t["norm"] == "linf" else f"{t['norm']} {t['eps']}"
         name = "none" if t["defense"] == "none" else f"`{t['defense']}`"
         lines.append(
             f"| {name} | {eps} | {percent(t['clean_accuracy'])} | {static} | {adaptive} "
-            f"| {percent(t['worst_case_accuracy'])} | {t['verdict']} | {flags} |"
+            f"| {percent(t['worst_case_accuracy'])} | {t['verdict']} | {flags(t)} |"
         )
     return "\n".join(lines)
 
@@ -258,7 +251,6 @@ def similarities_markdown(result: dict[str, Any]) -> str:
     ]
     for t in result["threats"]:
         (cell,) = (c for c in result["cells"] if all(c[k] == t[k] for k in ("defense", "norm", "eps")))
-        flags = ", ".join(f"`{f['name']}`" for f in t["flags"] if f["level"] != "info") or "-"
         worst = t["worst_case_similarity"]
         shown = (
             "none" if t["defense"] == "none" else f"`{t['defense']}`",
@@ -266,7 +258,7 @@ def similarities_markdown(result: dict[str, Any]) -> str:
             f"{worst['value']:.3f} [{worst['low']:.3f}, {worst['high']:.3f}]",
             *(f"{100 * t[k]:.0f} %" if t[k] is not None else "-" for k in ("recovery", "static_recovery")),
             t["verdict"],
-            flags,
+            flags(t),
         )
         lines.append(f"| {' | '.join(shown)} |")
     return "\n".join(lines)
@@ -387,7 +379,7 @@ def curve_page() -> tuple[Path, str]:
 
 
 PAGES = (attacks_page, benchmarks_page, clip_page, curve_page, defenses_page, poisoning_page, readme_page, studies_page,
-         verdicts_page, *study_pages.pages())  # fmt: skip
+         verdicts_page, *pages())  # fmt: skip
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ rows by what the recipe calls things, with `*` and `?`, and several choices betw
     poisonings dataset=mnist               attacks on training data
     certificates                           certified accuracy by radius
     training                               what each defense took to train
-    failed                                 what was refused or failed, and why
     figure kind=curve                      a figure of `advplug plot`
 """
 
@@ -102,6 +101,7 @@ def _dataset(label: str) -> str:
 
 
 def percent(estimate: Row | None, interval: bool = True) -> str:
+    """A share, with its interval where there is one."""
     if estimate is None:
         return "-"
     value = f"{100 * estimate['value']:.1f}"
@@ -137,7 +137,8 @@ def _varying(rows: list[Row], keys: Iterable[str]) -> list[str]:
     return [key for key in keys if len({str(row.get(key)) for row in rows}) > 1]
 
 
-def _flags(row: Row) -> str:
+def flags(row: Row) -> str:
+    """What counts against a number, by name."""
     return ", ".join(f"`{flag['name']}`" for flag in row["flags"] if flag["level"] != "info") or "-"
 
 
@@ -179,7 +180,7 @@ def threats(study: Study, choice: Choice) -> str:
             [
                 *(code(row[key]) for key in columns), code(row["defense"]), budget(row),
                 percent(row["clean_accuracy"], False), static, adaptive, percent(row["worst_case_accuracy"]),
-                row["verdict"] or "-", _flags(row),
+                row["verdict"] or "-", flags(row),
             ]
         )  # fmt: skip
     return table(head, made)
@@ -212,7 +213,7 @@ def _similarities(study: Study, rows: list[Row]) -> str:
             [
                 *(code(row[key]) for key in columns), code(row["defense"]), cosine(row["clean_similarity"]),
                 cosine(least["static"]), cosine(least["adaptive"]), cosine(row["worst_case_similarity"]),
-                share(row["recovery"]), share(row["static_recovery"]), row["verdict"] or "-", _flags(row),
+                share(row["recovery"]), share(row["static_recovery"]), row["verdict"] or "-", flags(row),
             ]
         )  # fmt: skip
     return table(head, made)
@@ -293,7 +294,7 @@ def poisonings(study: Study, choice: Choice) -> str:
     made = [
         [
             *(code(str(row[key])) for key in columns), code(row["defense"]), str(row["poisons"]),
-            *(percent(row["metrics"].get(name)) for name in rates), row["verdict"] or row["status"], _flags(row),
+            *(percent(row["metrics"].get(name)) for name in rates), row["verdict"] or row["status"], flags(row),
         ]
         for row in rows
     ]  # fmt: skip
@@ -327,15 +328,6 @@ def training(study: Study, choice: Choice) -> str:
     return table([*columns, "defense", "seconds", "parameters"], ([*key, *shown] for key, shown in found.items()))
 
 
-def failed(study: Study, choice: Choice) -> str:
-    rows = [r for kind in ("cells", "poisonings") for r in study.result[kind] if r["status"] != "ok"]
-    if not rows:
-        return "Nothing was refused, and nothing failed."
-    told = dict.fromkeys((row["status"], code(row["model"]), code(row["defense"]), code(row["attack"]), row["reason"])
-                         for row in rows)  # fmt: skip
-    return table(["status", "model", "defense", "attack", "why"], told)
-
-
 FIGURES = {
     "curve": "accuracy by budget",
     "sweep": "accuracy by the strength of the defense",
@@ -356,5 +348,5 @@ def figure(study: Study, choice: Choice) -> str:
 
 _KINDS: dict[str, Callable[[Study, Choice], str]] = {
     "ran": ran, "threats": threats, "attacks": attacks, "budgets": budgets, "worst": worst, "poisonings": poisonings,
-    "certificates": certificates, "training": training, "failed": failed, "figure": figure,
+    "certificates": certificates, "training": training, "figure": figure,
 }  # fmt: skip
