@@ -10,13 +10,13 @@ from typing import Any, NoReturn
 
 import click
 
-from advplug.cli_executors import executor_options
-from advplug.cli_files import compare_runs, export_run, plot_run
-from advplug.cli_groups import cache, plugin
-from advplug.cli_pack import pack, predict
-from advplug.cli_report import report
-from advplug.cli_run import Interrupted, command_line, run, schema, show_status
-from advplug.cli_training import training_option
+from advplug.commands.executors import executor_options
+from advplug.commands.files import compare_runs, export_run, plot_run
+from advplug.commands.groups import cache, plugin
+from advplug.commands.pack import pack, predict
+from advplug.commands.report import report
+from advplug.commands.run import Interrupted, command_line, run, schema, show_status
+from advplug.commands.training import training_option
 from advplug.defaults import CRAFTED_BY, OUTPUT
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from advplug.cli_executors import executor_options
-from advplug.cli_training import training_option
+from advplug.commands.executors import executor_options
+from advplug.commands.training import training_option
 from advplug.defaults import OUTPUT, SPEC
 
 if TYPE_CHECKING:
