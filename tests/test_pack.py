@@ -24,8 +24,8 @@ from advplug.build import Builder, Built
 from advplug.defenses.filters import median
 from advplug.defenses.squeezing import PRESETS, score
 from advplug.errors import UsageError
-from advplug.pack import opened
-from advplug.pack_run import Answers, as_pixels, unlike
+from advplug.packs.manifest import opened
+from advplug.packs.run import Answers, as_pixels, unlike
 from advplug.parse import parse_reference, parse_stack
 from advplug.plans import VictimPlan, bind, bind_stack
 from advplug.progress import Silent

@@ -56,7 +56,7 @@ def node(cpus: float, gpus: float = 0, alive: bool = True) -> dict[str, Any]:
     ],
 )
 def test_how_many_cells_run_at_a_time(nodes: list[Any], cpus: int, gpus: float, cells: int) -> None:
-    from advplug.ray_cluster import demand_slots
+    from advplug.cluster.session import demand_slots
 
     assert demand_slots(nodes, cpus, gpus) == cells
 
@@ -71,7 +71,7 @@ def test_how_many_cells_run_at_a_time(nodes: list[Any], cpus: int, gpus: float, 
     ],
 )
 def test_cells_for_which_no_machine_is_large_enough(nodes: list[Any], cpus: int, gpus: float, told: str) -> None:
-    from advplug.ray_cluster import demand_slots
+    from advplug.cluster.session import demand_slots
 
     with pytest.raises(UsageError, match=told):
         demand_slots(nodes, cpus, gpus)
@@ -89,7 +89,7 @@ def test_cells_for_which_no_machine_is_large_enough(nodes: list[Any], cpus: int,
     ],
 )
 def test_the_share_of_a_gpu(asked: float | None, device: str, nodes: list[Any], share: float) -> None:
-    from advplug.ray_cluster import gpus_per_cell
+    from advplug.cluster.session import gpus_per_cell
 
     assert gpus_per_cell(Placement("ray", gpus_per_cell=asked), device, nodes) == share
 
@@ -107,7 +107,7 @@ def planned(*models: Any, **more: Any) -> list[Sweep]:
 
 
 def test_plans_are_bound_anew_where_they_arrive(here: Path) -> None:
-    from advplug.ray_plans import bindings, pack, unpack
+    from advplug.cluster.plans import bindings, pack, unpack
 
     attacks = ("pgd:steps=3,eps=8/255", f"transfer:from=({CNN}),attack=(pgd:steps=2,loss=margin)")
     sweeps = planned(CNN, LINEAR, attacks=attacks, defenses=(STACK,))
@@ -127,8 +127,8 @@ def test_plans_are_bound_anew_where_they_arrive(here: Path) -> None:
 
 
 def test_objects_of_the_user_travel_once(here: Path) -> None:
+    from advplug.cluster.plans import bindings, objects_of, pack, unpack
     from advplug.objects import bind_data, bind_module
-    from advplug.ray_plans import bindings, objects_of, pack, unpack
 
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4))
     data = bind_data((torch.rand(500, 1, 8, 8), torch.arange(500) % 4))
@@ -144,7 +144,7 @@ def test_objects_of_the_user_travel_once(here: Path) -> None:
 
 
 def test_what_a_victim_is_built_on(here: Path) -> None:
-    from advplug.ray_executor import built_on
+    from advplug.cluster.executor import built_on
 
     def based(*defenses: str) -> list[list[str]]:
         plans: dict[str, VictimPlan] = {}
@@ -156,7 +156,7 @@ def test_what_a_victim_is_built_on(here: Path) -> None:
 
 
 def test_what_goes_wrong_beside_the_work() -> None:
-    from advplug.ray_executor import explained
+    from advplug.cluster.executor import explained
 
     ray_says = RuntimeError(
         "The remote function failed to import on the worker. This may be because needed library dependencies are not "
@@ -472,25 +472,25 @@ def test_an_interrupted_run_says_how_to_go_on_and_leaves_no_process_behind(here:
 
 
 def test_the_workers_threads(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from advplug import ray_worker
+    from advplug.cluster import worker
 
     before = dict(os.environ)
-    for name in ray_worker.THREADS:
+    for name in worker.THREADS:
         monkeypatch.setenv(name, "7")
     monkeypatch.setenv("ADVPLUG_CACHE", "/own")
     monkeypatch.delenv("ADVPLUG_OTHER", raising=False)
     shown = {"ADVPLUG_CACHE": "/driver", "ADVPLUG_OTHER": "1"}
     monkeypatch.setattr(sys, "path", list(sys.path))
     (here / "folder").mkdir()
-    ray_worker._settle_in(ray_worker.Surroundings("a", str(here / "folder"), ("/not/there",), shown, 3))
+    worker._settle_in(worker.Surroundings("a", str(here / "folder"), ("/not/there",), shown, 3))
     try:
-        assert {os.environ[name] for name in ray_worker.THREADS} == {"3"}
+        assert {os.environ[name] for name in worker.THREADS} == {"3"}
         assert os.environ["ADVPLUG_CACHE"] == "/own"  # a machine's own word counts
         assert os.environ["ADVPLUG_OTHER"] == "1"
         assert Path.cwd() == here / "folder"
         assert sys.path[-1] == "/not/there"
         # What a run before this one has set is not the machine's own word.
-        ray_worker._settle_in(ray_worker.Surroundings("b", "/not/there", (), {"ADVPLUG_OTHER": "2"}, 3))
+        worker._settle_in(worker.Surroundings("b", "/not/there", (), {"ADVPLUG_OTHER": "2"}, 3))
         assert os.environ["ADVPLUG_OTHER"] == "2"
     finally:
         os.environ.clear()

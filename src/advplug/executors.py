@@ -95,7 +95,7 @@ def started(
         return
     if importlib.util.find_spec("ray") is None:
         raise UsageError("Ray is not installed; pip install 'advplug[ray]', or leave --executor out")
-    from advplug.ray_executor import connected
+    from advplug.cluster.executor import connected
 
     with connected(placement, options, limits, progress) as executor:
         yield executor

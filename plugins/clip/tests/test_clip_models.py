@@ -69,7 +69,7 @@ def test_logits_are_those_of_open_clip(small: ClipScorer) -> None:
 def test_it_is_exported_with_its_texts_as_the_system_that_answers(small: ClipScorer) -> None:
     """Classes of several texts, behind a defense, as `advplug pack` exports them."""
     from advplug.defenses.inputs import bit_depth, input_wrap
-    from advplug.pack_export import Deployed
+    from advplug.packs.export import Deployed
     from advplug.victim import Columns, Victim
 
     columns = Columns(torch.tensor([0, 0, 1]), small.scale, 2)

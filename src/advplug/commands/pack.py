@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from advplug.pack import Manifest
+    from advplug.packs.manifest import Manifest
 
 SHA256 = click.option("--sha256", metavar="HASH", help="What the manifest must hash to; anything else is refused.")
 
@@ -63,7 +63,7 @@ def pack(
     if check is not None:
         if model is not None or output is not None or run is not None:
             raise click.UsageError("--check takes a pack and nothing to pack; leave MODEL, -o and --from out")
-        from advplug.pack_run import check as checked
+        from advplug.packs.run import check as checked
 
         for line in checked(check, sha256):
             click.echo(line)
@@ -73,8 +73,8 @@ def pack(
     if sha256 is not None:
         raise click.UsageError("--sha256 goes with --check")
     from advplug.console import console_progress, quieten
-    from advplug.pack_export import PackRequest
-    from advplug.pack_export import pack as packed
+    from advplug.packs.export import PackRequest
+    from advplug.packs.export import pack as packed
 
     quieten(False)
     asked = PackRequest(model, defense, output, dataset, seed, run, images, not no_onnx, device, offline)
@@ -84,7 +84,7 @@ def pack(
 
 
 def _tell(made: Manifest, output: Path, quiet: bool) -> None:
-    from advplug.pack import MANIFEST, digest
+    from advplug.packs.manifest import MANIFEST, digest
     from advplug.table import percent
 
     for name, told in made.files.items():
@@ -118,7 +118,7 @@ def predict(folder: Path, images: tuple[Path, ...], sha256: str | None, as_json:
     import json
     from dataclasses import asdict
 
-    from advplug.pack_run import predict as predicted
+    from advplug.packs.run import predict as predicted
 
     made = predicted(folder, images, sha256)
     if as_json:

@@ -22,8 +22,8 @@ from advplug.artifacts import Artifacts
 from advplug.build import Builder, Built, Stages
 from advplug.errors import UsageError
 from advplug.judging import judge_victim
-from advplug.pack import GRAPH, INPUT, MANIFEST, ONNX, OUTPUTS, RECORDED, File, Manifest, digest, measured
-from advplug.pack_run import Answers, run_onnx, unlike
+from advplug.packs.manifest import GRAPH, INPUT, MANIFEST, ONNX, OUTPUTS, RECORDED, File, Manifest, digest, measured
+from advplug.packs.run import Answers, run_onnx, unlike
 from advplug.parse import parse_reference, parse_stack
 from advplug.plans import VictimPlan, bind, bind_stack
 from advplug.registry import registry

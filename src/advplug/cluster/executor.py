@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 import ray
 
+from advplug.cluster.session import demand_slots, gpus_per_cell, session
+from advplug.cluster.worker import Lent, Reply, Shared, Surroundings, Task, work
 from advplug.crafted import CraftedWriter, crafted_files
 from advplug.errors import AdvplugError, CellFailure, UsageError
 from advplug.executors import Placement
 from advplug.plans import VictimPlan
 from advplug.progress import Progress
-from advplug.ray_cluster import demand_slots, gpus_per_cell, session
-from advplug.ray_worker import Lent, Reply, Shared, Surroundings, Task, work
 from advplug.runner import Runner
 from advplug.versions import versions
 from advplug.work import Job, Options, Piece, victims_of
@@ -138,7 +138,7 @@ class RayExecutor:
 
     def _share(self, pieces: Sequence[Piece]) -> Any:
         """What every worker needs, put where all can fetch it. Raises UsageError for objects that cannot be sent."""
-        from advplug.ray_plans import objects_of
+        from advplug.cluster.plans import objects_of
 
         objects = objects_of(pieces)
         for kind, label in objects:
@@ -195,7 +195,7 @@ class RayExecutor:
     def _submit(
         self, board: _Board, item: Job | VictimPlan, task: Task, victims: Sequence[VictimPlan], images: Any = None
     ) -> None:
-        from advplug.ray_plans import pack
+        from advplug.cluster.plans import pack
 
         weights = [
             (board.prepared[plan.key].artifacts, board.weights[plan.key])

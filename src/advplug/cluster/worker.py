@@ -123,7 +123,7 @@ def work(surroundings: Surroundings, task: bytes, lent: Lent) -> tuple[Reply, An
     import torch
 
     torch.set_num_threads(surroundings.threads)
-    from advplug.ray_plans import unpack
+    from advplug.cluster.plans import unpack
 
     try:
         state = _state_of(surroundings.token, lent)
@@ -159,9 +159,9 @@ def _state_of(token: str, lent: Lent) -> _State:
     import ray
 
     from advplug.allocator import keep_freed_memory
+    from advplug.cluster.plans import bindings
     from advplug.console import quieten
     from advplug.progress import Silent
-    from advplug.ray_plans import bindings
     from advplug.registry import registry
     from advplug.work import Bench
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from advplug.builtin.dataset_files import read_rgb, square
 from advplug.errors import GateError, UsageError
-from advplug.pack import GRAPH, INPUT, ONNX, OUTPUTS, RECORDED, Manifest, opened
+from advplug.packs.manifest import GRAPH, INPUT, ONNX, OUTPUTS, RECORDED, Manifest, opened
 
 TOLERANCE = 1e-4
 """By how much probabilities may differ: machines add in other orders. Where the two best are nearer, labels may too."""

@@ -1,0 +1,1 @@
+"""Cells as tasks on the machines of a Ray cluster."""

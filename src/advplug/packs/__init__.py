@@ -1,0 +1,1 @@
+"""Defended models as files to deploy: written, checked, run."""
