@@ -12,7 +12,7 @@ import numpy as np
 from advplug.builtin.metrics import share
 from advplug.estimate import rate
 from advplug.evidence import Evidence, worst_case
-from advplug.poison_evidence import PoisonEvidence, measured
+from advplug.poisons.evidence import PoisonEvidence, measured
 from advplug.results import Cell, Certificate, CertifiedAccuracy, Flag, Poisoning, RunInfo, RunResult, ThreatRow
 from advplug.store import Store
 

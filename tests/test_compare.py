@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from advplug.compare import compare, render
+from advplug.comparisons.runs import compare, render
 from advplug.errors import UsageError
 from advplug.estimate import paired_difference
 from advplug.evidence import Evidence
@@ -166,7 +166,7 @@ def test_a_folder_that_is_no_run_ends_in_one_line(tmp_path, runs):
 def test_comparing_needs_no_torch(runs):
     done = python(
         "-c",
-        "import sys; from pathlib import Path; from advplug.compare import compare, render;"
+        "import sys; from pathlib import Path; from advplug.comparisons.runs import compare, render;"
         "render(compare(*map(Path, sys.argv[1:]))); assert 'torch' not in sys.modules",
         *map(str, runs),
     )

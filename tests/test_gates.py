@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from advplug.compare import compare
+from advplug.comparisons.gates import Gate, gate, gate_of
+from advplug.comparisons.runs import compare
 from advplug.errors import GateError, UsageError
-from advplug.gates import Gate, gate, gate_of
 from cli_tools import run
 from run_folders import UNTRUSTED, cell, evidence, poisoned, poisoning, stored, threat
 

@@ -9,7 +9,7 @@ import pytest
 
 from advplug.health.facts import Outcome
 from advplug.health.poisons import CHECKS, Look, examined
-from advplug.poison_evidence import PoisonEvidence, measured
+from advplug.poisons.evidence import PoisonEvidence, measured
 
 N = 100
 PASSED, UNCHECKED, INAPPLICABLE = Outcome("passed"), Outcome("unchecked"), Outcome("inapplicable")

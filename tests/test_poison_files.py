@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from advplug import poison_files
 from advplug.contracts import DatasetInfo, Poisoned, Targets, Trigger
 from advplug.data import ArrayImages, Dataset, Split
 from advplug.errors import UsageError
+from advplug.poisons.files import write
 from dataset_tools import make
 
 TOLD = {"command": "advplug poison fake a<b>", "seed": 3, "dataset": {"name": "fake"}}
@@ -75,7 +75,7 @@ def pixels(data: Split) -> torch.Tensor:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_labels_and_pixels_come_back(tmp_path: Path, channels: int) -> None:
     made, test, info = case(channels)
-    poison_files.write(made, test, info, tmp_path / "out", TOLD)
+    write(made, test, info, tmp_path / "out", TOLD)
     data = reloaded(tmp_path / "out")
     assert data.info.classes == info.classes
     for found, expected in ((data.train, made.data), (data.test, test)):
@@ -86,7 +86,7 @@ def test_labels_and_pixels_come_back(tmp_path: Path, channels: int) -> None:
 
 def test_captions_come_back(tmp_path: Path) -> None:
     made, test, info = case(3, captions=True)
-    poison_files.write(made, test, info, tmp_path / "a, b", TOLD)
+    write(made, test, info, tmp_path / "a, b", TOLD)
     data = reloaded(tmp_path / "a, b")
     for found, expected in ((data.train, made.data), (data.test, test)):
         back = by_row(found)
@@ -107,7 +107,7 @@ def test_captions_come_back(tmp_path: Path) -> None:
 )
 def test_classes_keep_their_numbers(tmp_path: Path, names: tuple[str, ...], folders: list[str]) -> None:
     made, test, info = case(names=names)
-    poison_files.write(made, test, info, tmp_path, TOLD)
+    write(made, test, info, tmp_path, TOLD)
     assert sorted(p.name for p in (tmp_path / "train").iterdir()) == folders
     assert np.array_equal(by_row(reloaded(tmp_path).train).labels, made.data.labels)
     assert record(tmp_path)["classes"] == list(names)
@@ -115,7 +115,7 @@ def test_classes_keep_their_numbers(tmp_path: Path, names: tuple[str, ...], fold
 
 def test_a_class_without_test_images_has_no_folder_there(tmp_path: Path) -> None:
     made, test, info = case()
-    poison_files.write(made, test.subset(np.array([0, 1, 3])), info, tmp_path, TOLD)
+    write(made, test.subset(np.array([0, 1, 3])), info, tmp_path, TOLD)
     assert sorted(p.name for p in (tmp_path / "test").iterdir()) == ["cat", "dog"]
     assert reloaded(tmp_path).test.labels.max() == 1
 
@@ -126,7 +126,7 @@ def test_a_class_without_test_images_has_no_folder_there(tmp_path: Path) -> None
 @pytest.mark.parametrize("captions", [False, True])
 def test_the_record_tells_what_was_done_and_the_data_do_not(tmp_path: Path, captions: bool) -> None:
     made, test, info = case(captions=captions)
-    poison_files.write(made, test, info, tmp_path, TOLD)
+    write(made, test, info, tmp_path, TOLD)
     told = record(tmp_path)
     assert told["run"] == TOLD
     assert told["facts"] == {"poisons": 3, "rate": 0.1}
@@ -147,7 +147,7 @@ def test_the_record_tells_what_was_done_and_the_data_do_not(tmp_path: Path, capt
 def test_targets_are_recorded(tmp_path: Path) -> None:
     made, test, info = case()
     targets = Targets(np.array([2, 5]), np.array([0, 1]))
-    poison_files.write(Poisoned(made.data, made.poisons, made.originals, None, targets), test, info, tmp_path, TOLD)
+    write(Poisoned(made.data, made.poisons, made.originals, None, targets), test, info, tmp_path, TOLD)
     assert record(tmp_path)["targets"] == [
         {"file": "test/owl/2.png", "label": "owl", "wanted": "cat"},
         {"file": "test/owl/5.png", "label": "owl", "wanted": "dog"},
@@ -186,7 +186,7 @@ class Page(html.parser.HTMLParser):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_page_shows_poisons_beside_what_they_were(tmp_path: Path, channels: int) -> None:
     made, test, info = case(channels, captions=True)
-    poison_files.write(made, test, info, tmp_path, TOLD)
+    write(made, test, info, tmp_path, TOLD)
     text = (tmp_path / "poisons.html").read_text()
     page = Page(text)
     before, after = pixels(made.originals), pixels(made.data.subset(np.array([4, 7, 20])))
@@ -207,7 +207,7 @@ def test_the_page_shows_some_of_many(tmp_path: Path) -> None:
     data = train.changed(np.arange(150), np.zeros((150, 1, 12, 12), np.uint8))
     poisons = np.arange(200) < 150
     made = Poisoned(data, poisons, train.subset(np.arange(150)), Trigger(lambda x, i: x, torch.zeros_like))
-    poison_files.write(made, split(9, 1), DatasetInfo(("a", "b", "c"), 1, (12, 12), {}), tmp_path, {})
+    write(made, split(9, 1), DatasetInfo(("a", "b", "c"), 1, (12, 12), {}), tmp_path, {})
     page = Page((tmp_path / "poisons.html").read_text())
     assert len(page.images) == 128
     assert "64 of 150 poisons, each beside its original." in page.texts
@@ -219,7 +219,7 @@ def test_the_page_shows_some_of_many(tmp_path: Path) -> None:
 
 def refused(folder: Path, made: Poisoned, test: Split, info: DatasetInfo, *words: str) -> None:
     with pytest.raises(UsageError) as caught:
-        poison_files.write(made, test, info, folder, TOLD)
+        write(made, test, info, folder, TOLD)
     message = str(caught.value)
     assert "\n" not in message
     for word in words:

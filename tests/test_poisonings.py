@@ -19,7 +19,7 @@ from advplug.data import ArrayImages, Dataset, Split
 from advplug.errors import CellFailure, UsageError
 from advplug.parse import parse_reference
 from advplug.plans import bind
-from advplug.prepared import left_to_judge, poisoned_by, rounds, sift, triggered
+from advplug.poisons.prepared import left_to_judge, poisoned_by, rounds, sift, triggered
 from advplug.registry import Source, load
 from advplug.rng import Stream
 from advplug.testing import check_attack

@@ -17,9 +17,9 @@ from advplug.health import Audit, Finding, Group, examine, verdict
 from advplug.keys import digest
 from advplug.matrix import Sweep
 from advplug.plans import Bound
-from advplug.poison_evidence import PoisonEvidence
-from advplug.poisonings import PoisonPlan
-from advplug.poisonings import reported as poisonings_of
+from advplug.poisons.evidence import PoisonEvidence
+from advplug.poisons.plans import PoisonPlan
+from advplug.poisons.plans import reported as poisonings_of
 from advplug.results import AuditCost, Cell, Certificate, Poisoning, RunInfo, RunResult, ThreatRow
 from advplug.similarities import Similarities
 

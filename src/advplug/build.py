@@ -40,7 +40,7 @@ from advplug.judging import IMAGE_TEXT
 from advplug.keys import SCHEMA, digest
 from advplug.params import plain
 from advplug.plans import Bound, VictimPlan
-from advplug.prepared import Prepared, left_to_judge, poison, sift, with_rounds
+from advplug.poisons.prepared import Prepared, left_to_judge, poison, sift, with_rounds
 from advplug.rng import Stream
 from advplug.train import Training
 from advplug.victim import Columns, Victim

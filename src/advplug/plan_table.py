@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from advplug.certificates import CertificatePlan
 from advplug.matrix import Sweep
-from advplug.poisonings import PoisonPlan
+from advplug.poisons.plans import PoisonPlan
 from advplug.progress import duration
 from advplug.table import grid
 

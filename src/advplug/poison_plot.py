@@ -9,7 +9,7 @@ from advplug.errors import UsageError
 from advplug.estimate import Estimate
 from advplug.plans import Bound
 from advplug.plot import Axis, Line, Panel, Point, numbers
-from advplug.poisonings import PoisonPlan
+from advplug.poisons.plans import PoisonPlan
 from advplug.results import Poisoning, RunResult
 
 

@@ -17,7 +17,7 @@ from advplug.evidence import Array, ranges
 from advplug.health import Audit
 from advplug.params import plain
 from advplug.plans import VictimPlan
-from advplug.poison_evidence import PoisonEvidence
+from advplug.poisons.evidence import PoisonEvidence
 from advplug.results import Certificate, Poisoning
 from advplug.store import Store
 from advplug.versions import versions

@@ -17,8 +17,8 @@ from advplug.errors import AdvplugError, CellFailure, UsageError
 from advplug.forecast import audit_cost, certificate_cost, cost_of, images_of
 from advplug.matrix import Sweep
 from advplug.perturbations import LP
-from advplug.poison_evidence import PoisonEvidence
-from advplug.poisonings import PoisonPlan
+from advplug.poisons.evidence import PoisonEvidence
+from advplug.poisons.plans import PoisonPlan
 from advplug.progress import Progress, Share, Silent, Tally
 from advplug.results import Certificate, Poisoning
 from advplug.samples import PoisonSample

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from advplug.contracts import Batch, Poisoned
     from advplug.data import Split
     from advplug.decisions import Batching
-    from advplug.poison_evidence import PoisonEvidence
+    from advplug.poisons.evidence import PoisonEvidence
     from advplug.victim import Victim
 
 MOST, LEAST = 8, 2
@@ -156,7 +156,7 @@ def poisons_sampled(poisoned: Poisoned, test: Split, seen: PoisonEvidence) -> Po
 def _triggered(poisoned: Poisoned, test: Split, seen: PoisonEvidence, k: int) -> dict[str, Array]:
     import numpy as np
 
-    from advplug.prepared import triggered
+    from advplug.poisons.prepared import triggered
 
     if poisoned.trigger is None or not seen.backdoor:
         return {}

@@ -10,7 +10,7 @@ from advplug.results import LeakCheck
 
 if TYPE_CHECKING:
     from advplug.matrix import Sweep
-    from advplug.poisonings import PoisonPlan
+    from advplug.poisons.plans import PoisonPlan
     from advplug.progress import Progress
 
 

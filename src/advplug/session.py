@@ -19,8 +19,8 @@ from advplug.launch import asked
 from advplug.matrix import THREAT_KEYS, Axes, Sweep, expand
 from advplug.parse import Reference, parse_reference, parse_stack, parse_victim
 from advplug.plans import Bound, VictimPlan, bind, bind_stack
-from advplug.poisonings import PoisonPlan, is_poison, needed
-from advplug.poisonings import planned as planned_poisons
+from advplug.poisons.plans import PoisonPlan, is_poison, needed
+from advplug.poisons.plans import planned as planned_poisons
 from advplug.registry import Registry, registry
 from advplug.results import RunInfo, RunResult
 from advplug.versions import versions
@@ -159,14 +159,14 @@ class Written:
 def write_poisoned(
     dataset: str, attack: str, folder: Path, model: str | None, seed: int, device: str, offline: bool, command: str
 ) -> Written:
-    """Writes the training set of `dataset` under `attack` to `folder`, as `advplug.poison_files.write` does.
+    """Writes the training set of `dataset` under `attack` to `folder`, as `advplug.poisons.files.write` does.
 
     `model` is what an attack looks through that needs one, trained on the clean data. Raises UsageError.
     """
     from advplug.artifacts import Artifacts
     from advplug.build import Builder
-    from advplug.poison_files import write
-    from advplug.prepared import poison
+    from advplug.poisons.files import write
+    from advplug.poisons.prepared import poison
     from advplug.progress import Silent
 
     known, reference = registry(), parse_reference(attack)

@@ -16,7 +16,7 @@ from advplug.errors import UnknownNameError, UsageError, did_you_mean
 from advplug.matrix import THREAT_KEYS, Sweep
 from advplug.parse import parse_reference, parse_stack
 from advplug.plans import VictimPlan, bind
-from advplug.poisonings import PoisonPlan
+from advplug.poisons.plans import PoisonPlan
 from advplug.registry import Registry, registry
 from advplug.session import Request, plan_all
 from advplug.shown_names import names_of

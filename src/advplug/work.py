@@ -29,10 +29,10 @@ from advplug.matrix import Sweep
 from advplug.params import plain
 from advplug.pipeline import SweepResult, run_sweep
 from advplug.plans import VictimPlan
-from advplug.poison_evidence import PoisonEvidence
-from advplug.poison_evidence import measured as poison_metrics
-from advplug.poisoned import judge
-from advplug.poisonings import PoisonPlan
+from advplug.poisons.evidence import PoisonEvidence
+from advplug.poisons.evidence import measured as poison_metrics
+from advplug.poisons.judge import judge
+from advplug.poisons.plans import PoisonPlan
 from advplug.progress import Progress
 from advplug.recorded import checked_values, finite, provenance
 from advplug.registry import Registry

@@ -16,7 +16,7 @@ from torch.nn import functional
 from advplug.contracts import PoisonCaps, Poisoned
 from advplug.errors import UsageError
 from advplug.parse import parse_reference
-from advplug.prepared import triggered
+from advplug.poisons.prepared import triggered
 from advplug.registry import registry
 from advplug.rng import Stream
 from advplug.testing import check_attack

@@ -11,7 +11,7 @@ from advplug.data import Dataset
 from advplug.errors import UsageError
 from advplug.parse import parse_reference
 from advplug.plans import bind
-from advplug.prepared import poison
+from advplug.poisons.prepared import poison
 from advplug.registry import registry
 from advplug.testing import check_attack
 

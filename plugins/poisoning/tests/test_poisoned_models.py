@@ -12,7 +12,7 @@ from torch import nn
 
 from advplug.contracts import Trigger
 from advplug.data import Split
-from advplug.prepared import triggered
+from advplug.poisons.prepared import triggered
 from advplug.rng import Stream
 from advplug.testing import check_attack
 from advplug.train import Training

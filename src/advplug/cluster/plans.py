@@ -14,7 +14,7 @@ from advplug.certificates import CertificatePlan
 from advplug.matrix import Sweep
 from advplug.parse import parse_reference
 from advplug.plans import Bound, VictimPlan, bind
-from advplug.poisonings import PoisonPlan
+from advplug.poisons.plans import PoisonPlan
 from advplug.registry import registry
 from advplug.work import AuditPlan, Piece, victims_of
 

@@ -40,8 +40,8 @@ def compare_runs(
     both hold are compared; of two runs with one defense each, what is left on either side, too. What is not
     trustworthy or has failed in B does not pass a gate.
     """
-    from advplug.compare import compare, render
-    from advplug.gates import gate, gate_of
+    from advplug.comparisons.gates import gate, gate_of
+    from advplug.comparisons.runs import compare, render
 
     rules = gate_of(floors, fail_on_regression, tolerance)
     compared = compare(a, b)

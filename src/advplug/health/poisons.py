@@ -11,7 +11,7 @@ from advplug.estimate import paired_p_value
 from advplug.evidence import Array
 from advplug.health.facts import INAPPLICABLE, PASSED, UNCHECKED, Check, Outcome, tripped
 from advplug.health.victims import chance
-from advplug.poison_evidence import PoisonEvidence, differences
+from advplug.poisons.evidence import PoisonEvidence, differences
 from advplug.results import Flag, Verdict
 
 TAKEN = 0.05

@@ -13,7 +13,7 @@ import torch
 from advplug.contracts import DatasetInfo, PoisonCaps, Poisoned, Trigger
 from advplug.data import ArrayImages, Dataset, Split
 from advplug.judging import IMAGE_TEXT
-from advplug.prepared import poisoned_by
+from advplug.poisons.prepared import poisoned_by
 from advplug.registry import Entry
 from advplug.rng import Stream
 from advplug.testing.problems import fragile

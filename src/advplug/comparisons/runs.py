@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from advplug.builtin.metrics import share
-from advplug.compare_poisons import PoisonComparison, compare_poisonings
+from advplug.comparisons.poisons import PoisonComparison, compare_poisonings
 from advplug.errors import UsageError
 from advplug.estimate import Estimate, mean, paired_difference
 from advplug.evidence import Array, Evidence, worst_case
@@ -241,7 +241,7 @@ def conclusion(difference: Estimate, a: str | None = None, b: str | None = None)
 
 def render(compared: Compared) -> str:
     """The comparison as text."""
-    from advplug.compare_poisons import render_poisonings
+    from advplug.comparisons.poisons import render_poisonings
     from advplug.table import cosine, percent, points
 
     tables = [

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from advplug.estimate import Estimate
-from advplug.poison_evidence import PoisonEvidence, differences, measured
+from advplug.poisons.evidence import PoisonEvidence, differences, measured
 from advplug.results import Poisoning, poisoning_from_json
 from advplug.runs import read
 from advplug.store import cells, reading

@@ -15,7 +15,7 @@ from advplug.keys import SCHEMA, digest
 from advplug.matrix import Axes
 from advplug.parse import Reference
 from advplug.plans import Bound, VictimPlan, bind, bind_stack
-from advplug.poison_evidence import PoisonEvidence, differences
+from advplug.poisons.evidence import PoisonEvidence, differences
 from advplug.registry import Registry
 from advplug.results import Poisoning
 

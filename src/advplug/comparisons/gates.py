@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from advplug.compare import UNTRUSTED, Compared, Comparison, Side
-from advplug.compare_poisons import SUCCESS, PoisonComparison, PoisonSide
+from advplug.comparisons.poisons import SUCCESS, PoisonComparison, PoisonSide
+from advplug.comparisons.runs import UNTRUSTED, Compared, Comparison, Side
 from advplug.errors import GateError, UsageError, did_you_mean
 from advplug.estimate import Estimate
 

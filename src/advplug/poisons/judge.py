@@ -17,8 +17,8 @@ from advplug.data import Split
 from advplug.decisions import CHUNK, Batching, decide, draws_of
 from advplug.errors import CellFailure
 from advplug.evidence import Array
-from advplug.poison_evidence import PoisonEvidence
-from advplug.prepared import triggered
+from advplug.poisons.evidence import PoisonEvidence
+from advplug.poisons.prepared import triggered
 from advplug.victim import Victim
 
 LOOKED_AT = 64

@@ -1,0 +1,1 @@
+"""Attacks on training data: planned, applied, judged, written as files."""
