@@ -29,7 +29,7 @@ def measured(folder: Path, matrix: Path = DEMO) -> dict[str, Any]:
     from advplug import calibrate
     from advplug.forecast import forecast
     from advplug.session import Request, certificates, execute
-    from advplug.study_plan import plan_file
+    from advplug.studies.plan import plan_file
 
     torch.set_num_threads(1)
     base = Request(models=(), output=folder / "out", device="cpu", cache=folder / "cache")

@@ -55,7 +55,7 @@ def timed(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
 def run(text: str, folder: Path) -> Any:
     """`advplug run` of a matrix, its results in `folder`."""
     from advplug.session import Request, execute
-    from advplug.study_plan import plan_file, spec_text
+    from advplug.studies.plan import plan_file, spec_text
 
     path = folder.with_suffix(".yaml")
     path.write_text(text)

@@ -24,8 +24,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from advplug.shown_names import called, names_of
-from advplug.study import load
+from advplug.studies.file import load
+from advplug.studies.shown_names import called, names_of
 
 HERE = Path(__file__).parent
 STUDIES = HERE / "studies"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from advplug.session import Request
-from advplug.study_plan import plan_file
+from advplug.studies.plan import plan_file
 from conftest import benchmark_module
 
 

@@ -18,7 +18,7 @@ from advplug.budgets import parse_budget
 from advplug.errors import UsageError
 from advplug.matrix import Sweep
 from advplug.session import Request
-from advplug.study_plan import Flags, Planned, plan_file, spec_text
+from advplug.studies.plan import Flags, Planned, plan_file, spec_text
 from test_matrix import defense, model, plan
 
 Cell = tuple[str, str, str, str, str, Fraction, int]

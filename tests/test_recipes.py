@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from advplug.study import load
-from advplug.yaml_text import read
+from advplug.studies.file import load
+from advplug.studies.yaml_text import read
 from cli_tools import run
 from conftest import ROOT
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from advplug.shown_names import called, names_of, renamed, spelled_out
+from advplug.studies.shown_names import called, names_of, renamed, spelled_out
 from cli_tools import CNN, TINY
 from conftest import advplug
 

@@ -11,10 +11,10 @@ import yaml
 
 from advplug.errors import UsageError
 from advplug.session import Request
-from advplug.study import Matrix, load, resolved
-from advplug.study_plan import plan_file
-from advplug.study_schema import json_schema
-from advplug.yaml_text import LARGEST, parse
+from advplug.studies.file import Matrix, load, resolved
+from advplug.studies.plan import plan_file
+from advplug.studies.schema import json_schema
+from advplug.studies.yaml_text import LARGEST, parse
 from cli_tools import run
 from conftest import ROOT
 

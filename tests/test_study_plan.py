@@ -10,7 +10,7 @@ import yaml
 
 from advplug.errors import UsageError
 from advplug.session import Request
-from advplug.study_plan import Flags, Planned, plan_file, spec_of, spec_text
+from advplug.studies.plan import Flags, Planned, plan_file, spec_of, spec_text
 from cli_tools import CNN, TINY, run
 from conftest import ROOT, python
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 import together_script
-from advplug import launch
 from advplug.artifacts import Artifacts
 from advplug.errors import UsageError
+from advplug.training import launch
 from cli_tools import CNN, QUICK, TINY, run, without_times
 from conftest import ROOT
 

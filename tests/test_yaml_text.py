@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advplug.errors import UsageError
-from advplug.yaml_text import Node, parse
+from advplug.studies.yaml_text import Node, parse
 
 # What YAML 1.1 makes numbers, booleans, dates or nothing of, and what looks as if it did.
 WORDS = (

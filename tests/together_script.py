@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from advplug.contracts import DatasetInfo, Objective, Schedule
-from advplug.crew import ALONE, Crew
 from advplug.data import ArrayImages, Split
 from advplug.errors import CellFailure
 from advplug.rng import Stream
 from advplug.train import Training
+from advplug.training.crew import ALONE, Crew
 
 INFO = DatasetInfo(("a", "b", "c"), 1, (4, 4), {})
 # Batches of 8, 8 and 9: two processes get different numbers of images.
@@ -120,7 +120,7 @@ def sizes(crew: Crew, n: int) -> list[int]:
 def main(folder: Path) -> None:
     from accelerate import Accelerator
 
-    from advplug.together import Together
+    from advplug.training.together import Together
 
     crew = Together(Accelerator(cpu=True))
     made = {

@@ -17,7 +17,7 @@ from advplug.executors import Placement
 from advplug.plans import Bound
 from advplug.results import RunResult
 from advplug.session import Request, execute, plan_all
-from advplug.study_plan import spec_of
+from advplug.studies.plan import spec_of
 
 if TYPE_CHECKING:
     from torch import nn

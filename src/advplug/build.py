@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from advplug import launch
 from advplug.artifacts import Artifact, Artifacts
 from advplug.contracts import (
     Calibrated,
@@ -32,7 +31,6 @@ from advplug.contracts import (
     Tuned,
     Wrap,
 )
-from advplug.crew import ALONE, Crew
 from advplug.data import Dataset, Split
 from advplug.errors import UsageError
 from advplug.gallery import with_texts
@@ -43,6 +41,8 @@ from advplug.plans import Bound, VictimPlan
 from advplug.poisons.prepared import Prepared, left_to_judge, poison, sift, with_rounds
 from advplug.rng import Stream
 from advplug.train import Training
+from advplug.training import launch
+from advplug.training.crew import ALONE, Crew
 from advplug.victim import Columns, Victim
 
 TUNING = Schedule(lr=3e-4)

@@ -171,7 +171,7 @@ def _run(
         _print_plan(sweeps, certificates(request, sweeps), poisons, request, as_json)
         return
     from advplug.console import console_progress, hand_over, quieten, resuming
-    from advplug.study_plan import spec_of
+    from advplug.studies.plan import spec_of
 
     quieten(verbose)
     ready = made(asked)

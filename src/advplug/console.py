@@ -16,7 +16,7 @@ import click
 
 from advplug.progress import duration
 from advplug.results import RunResult
-from advplug.shown_names import renamed
+from advplug.studies.shown_names import renamed
 
 if TYPE_CHECKING:
     from advplug.contracts import Tracker

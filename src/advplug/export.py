@@ -22,8 +22,8 @@ from advplug.estimate import Estimate
 from advplug.evidence import Evidence, worst_case
 from advplug.results import Cell, Certificate, Flag, Poisoning, RunResult, ThreatRow
 from advplug.runs import observed, read
-from advplug.shown_names import renamed
 from advplug.store import THREAT
+from advplug.studies.shown_names import renamed
 
 FORMATS = ("csv", "jsonl", "json", "md", "latex", "parquet")
 PARTS = ("cells", "threats", "certificates", "poisonings", "images")

@@ -9,10 +9,10 @@ from typing import Any
 
 from advplug.contracts import Gradient, VictimRef
 from advplug.keys import digest
-from advplug.launch import recipe as launch_recipe
 from advplug.params import plain
 from advplug.parse import Reference, Stack
 from advplug.registry import Entry, Registry
+from advplug.training.launch import recipe as launch_recipe
 
 
 @dataclass(frozen=True)

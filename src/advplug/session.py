@@ -15,7 +15,6 @@ from advplug.certificates import CertificatePlan, planned
 from advplug.defaults import CRAFTED_BY, OUTPUT, SPEC
 from advplug.errors import AdvplugError, UsageError
 from advplug.executors import IN_PROCESS, Placement, started
-from advplug.launch import asked
 from advplug.matrix import THREAT_KEYS, Axes, Sweep, expand
 from advplug.parse import Reference, parse_reference, parse_stack, parse_victim
 from advplug.plans import Bound, VictimPlan, bind, bind_stack
@@ -23,6 +22,7 @@ from advplug.poisons.plans import PoisonPlan, is_poison, needed
 from advplug.poisons.plans import planned as planned_poisons
 from advplug.registry import Registry, registry
 from advplug.results import RunInfo, RunResult
+from advplug.training.launch import asked
 from advplug.versions import versions
 
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ def _trained_together(
     if request.placement.executor != IN_PROCESS:
         raise UsageError("--train-with trains in the processes of a launcher; use it without --executor")
     from advplug.store import finished
-    from advplug.together import train
+    from advplug.training.together import train
     from advplug.work import Piece, victims_of
 
     pieces: list[Piece] = [s for s in sweeps if s.refused is None]

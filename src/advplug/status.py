@@ -15,7 +15,7 @@ from advplug.forecast import Forecast, forecast
 from advplug.plan_table import plan_rows, poison_rows, proof_rows
 from advplug.session import Request
 from advplug.store import cells, no_run, reading
-from advplug.study_plan import plan_file
+from advplug.studies.plan import plan_file
 from advplug.table import grid
 
 STATES = ("done", "failed", "refused", "pending")

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from advplug.contracts import DatasetInfo, Objective, Schedule
-from advplug.crew import ALONE, Crew
 from advplug.data import Split
 from advplug.errors import CellFailure
 from advplug.rng import Stream
+from advplug.training.crew import ALONE, Crew
 
 Progress: TypeAlias = Callable[[int, int, int, int, float], None]
 """Called after each step with epoch, epochs, step, steps (counted from 1) and the loss."""

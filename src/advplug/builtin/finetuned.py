@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from advplug import launch
 from advplug.builtin.architectures import Architecture
 from advplug.builtin.models import REVISION, TUNING_RATE, BatchSize, Epochs, Optimizer, Rate, Recipe, Seed, Trained
 from advplug.contracts import DatasetInfo, Param, Schedule, Stack
 from advplug.errors import UsageError
 from advplug.plans import Bound, VictimPlan, bind
 from advplug.registry import registry
+from advplug.training import launch
 
 if TYPE_CHECKING:
     from torch import nn

@@ -100,7 +100,7 @@ def plot_run(folder: Path, kind: str, output: Path) -> None:
     from advplug.plot import plot_path, save
     from advplug.plot_kinds import figure_of
     from advplug.runs import read
-    from advplug.shown_names import renamed
+    from advplug.studies.shown_names import renamed
 
     plot_path(output)
     result = read(folder)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from advplug.executors import Placement
     from advplug.results import RunResult
     from advplug.session import Request
-    from advplug.study_plan import Flags, Planned
+    from advplug.studies.plan import Flags, Planned
 
 
 def command_line() -> str:
@@ -89,7 +89,7 @@ def run(
     """
     from advplug.allowance import Allowance, parse_duration, parse_passes
     from advplug.session import Request
-    from advplug.study_plan import plan_file
+    from advplug.studies.plan import plan_file
     from advplug.tracking import trackers
 
     asked = trackers(tracks)
@@ -131,7 +131,7 @@ def _demand_kept(matrix: Path, output: Path | None) -> None:
 
 
 def _flags(n: int | None, baseline: bool | None, audit: str | None, **axes: tuple[Any, ...]) -> Flags:
-    from advplug.study_plan import Flags
+    from advplug.studies.plan import Flags
 
     return Flags(axes, n, baseline, audit)
 
@@ -179,7 +179,7 @@ def _execute(
     from advplug.console import console_progress, hand_over, quieten, resuming, same_command, show
     from advplug.errors import CellFailure
     from advplug.session import execute
-    from advplug.study_plan import spec_text
+    from advplug.studies.plan import spec_text
     from advplug.tracking import made
 
     ready = made(asked)
@@ -237,7 +237,7 @@ def schema(what: str) -> None:
     import json
 
     if what == "matrix":
-        from advplug.study_schema import json_schema
+        from advplug.studies.schema import json_schema
     else:
         from advplug.results import json_schema
 

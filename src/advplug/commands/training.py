@@ -20,7 +20,7 @@ def training_option(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def trained(*arguments: Any, train_with: str | None, **rest: Any) -> Any:
         from advplug.errors import AdvplugError
-        from advplug.launch import asked_for, helps
+        from advplug.training.launch import asked_for, helps
 
         with asked_for(train_with):
             if helps():

@@ -33,7 +33,7 @@ from advplug.report.parts import (
 )
 from advplug.results import Cell
 from advplug.samples import Sample
-from advplug.shown_names import spelled_out
+from advplug.studies.shown_names import spelled_out
 
 if TYPE_CHECKING:
     from torch import Tensor

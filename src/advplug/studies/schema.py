@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from advplug.study import File
+from advplug.studies.file import File
 
 
 def json_schema() -> dict[str, Any]:

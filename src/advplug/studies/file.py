@@ -1,6 +1,6 @@
 """A matrix written as a file: its keys and what they take, read with the line of every mistake.
 
-The models below are the one description of the format: reading, `study_schema` and `spec.yaml` follow them.
+The models below are the one description of the format: reading, `schema` and `spec.yaml` follow them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from advplug.budgets import parse_budget
 from advplug.errors import UsageError, did_you_mean
 from advplug.params import FALSE, TRUE
 from advplug.parse import Reference, is_name, parse_reference, parse_stack
-from advplug.yaml_text import Node, Plain, read
+from advplug.studies.yaml_text import Node, Plain, read
 
 AXES = ("datasets", "models", "defenses", "attacks", "eps", "seeds")
 """Keys of what is crossed, of the whole file and of each block of `include`."""

@@ -19,8 +19,8 @@ from advplug.plans import VictimPlan, bind
 from advplug.poisons.plans import PoisonPlan
 from advplug.registry import Registry, registry
 from advplug.session import Request, plan_all
-from advplug.shown_names import names_of
-from advplug.study import AXES, Block, Exclude, Loaded, Matrix, demand_own_names, load, resolved, spelled
+from advplug.studies.file import AXES, Block, Exclude, Loaded, Matrix, demand_own_names, load, resolved, spelled
+from advplug.studies.shown_names import names_of
 
 _KINDS = {"datasets": "dataset", "models": "model", "defenses": "defense", "attacks": "attack"}
 
