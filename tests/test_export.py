@@ -15,9 +15,9 @@ import pytest
 import advplug
 from advplug.errors import UsageError
 from advplug.export import as_csv, export
-from advplug.paper import latex, markdown, tables
 from advplug.results import RunResult
 from advplug.runs import read
+from advplug.tables.paper import latex, markdown, tables
 from cli_tools import run
 from conftest import python
 from run_folders import INFO, UNTRUSTED, cell, certificate, evidence, poisoned, poisoning, stored, threat

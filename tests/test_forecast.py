@@ -9,9 +9,9 @@ import pytest
 
 from advplug.forecast import audit_cost, cost_of, forecast, images_of
 from advplug.matrix import Sweep
-from advplug.plan_table import forecast_json, forecast_text
 from advplug.registry import registry
 from advplug.session import Request, certificates, execute, plan
+from advplug.tables.plan import forecast_json, forecast_text
 from cli_tools import CNN, TINY, run
 from conftest import benchmark_module
 

@@ -9,7 +9,7 @@ import pytest
 
 from advplug.errors import AdvplugError, UsageError
 from advplug.estimate import Estimate, rate
-from advplug.plot import Axis, axis_of, draw, panels, plot_path
+from advplug.plots.curves import Axis, axis_of, draw, panels, plot_path
 from advplug.results import Cell, RunInfo, RunResult, ThreatRow, Verdict
 from advplug.session import Request, plan
 from cli_tools import TINY, run

@@ -13,7 +13,7 @@ import pytest
 
 from advplug.errors import UsageError
 from advplug.estimate import Estimate, rate
-from advplug.plot_kinds import figure_of, front
+from advplug.plots.kinds import figure_of, front
 from advplug.results import RunResult
 from advplug.runs import read
 from cli_tools import run
@@ -263,7 +263,7 @@ def test_drawing_needs_no_torch(folder: Path) -> None:
     done = python(
         "-c",
         "import sys; from pathlib import Path\n"
-        "from advplug.plot_kinds import figure_of; from advplug.runs import read\n"
+        "from advplug.plots.kinds import figure_of; from advplug.runs import read\n"
         "for kind in ('curve', 'sweep', 'pareto', 'heatmap'): figure_of(read(Path(sys.argv[1])), kind)\n"
         "assert 'torch' not in sys.modules",
         str(folder),

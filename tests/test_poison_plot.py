@@ -12,8 +12,8 @@ import pytest
 from advplug.errors import UsageError
 from advplug.estimate import rate
 from advplug.plans import Bound
-from advplug.plot import draw, panels
-from advplug.poison_plot import axis_of_poisons
+from advplug.plots.curves import draw, panels
+from advplug.plots.poisons import axis_of_poisons
 from advplug.results import Poisoning, RunInfo, RunResult
 
 

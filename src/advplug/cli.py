@@ -104,8 +104,8 @@ def evaluate(no_baseline: bool, plot: Path | None, **given: Any) -> None:
     if plot is None:
         _run(plan_all, show, keeps_spec=True, baseline=baseline, **given)
         return
-    from advplug.plot import axis_of, draw, plot_path
-    from advplug.poison_plot import axis_of_poisons
+    from advplug.plots.curves import axis_of, draw, plot_path
+    from advplug.plots.poisons import axis_of_poisons
 
     plot_path(plot)
     axes = []
@@ -285,8 +285,8 @@ for command in (compare_runs, export_run, plot_run, report, pack, predict, plugi
 
 
 def _print_plan(sweeps: list[Any], proofs: list[Any], poisons: list[Any], request: Any, as_json: bool) -> None:
-    from advplug.plan_table import plan_json, render_plan
     from advplug.store import finished
+    from advplug.tables.plan import plan_json, render_plan
 
     keys = [*(s.cell_key(eps) for s in sweeps for eps in s.budgets), *(p.key for p in (*proofs, *poisons))]
     done = {} if request.fresh else finished(request.output, keys)

@@ -108,7 +108,7 @@ def hand_over(result: RunResult, ready: Sequence[tuple[str, Tracker]], quiet: bo
 
 def show_transfer(result: RunResult, as_json: bool, quiet: bool) -> None:
     """Like `show`, with one matrix a dataset and threat in place of the list of cells."""
-    from advplug.transfer_table import render
+    from advplug.tables.transfer import render
 
     _print(result, as_json, quiet, render)
 

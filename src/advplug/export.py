@@ -53,7 +53,7 @@ def export(folder: Path, form: str, part: str | None = None) -> Exported:
             raise UsageError("json is the whole result; leave --what out, or take another --format")
         return Exported((json.dumps(result.to_json(), indent=2, allow_nan=False) + "\n").encode())
     if form in ("md", "latex"):
-        from advplug.paper import latex, markdown, tables
+        from advplug.tables.paper import latex, markdown, tables
 
         made = tables(renamed(result), part)
         return Exported((markdown if form == "md" else latex)(made).encode())

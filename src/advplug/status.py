@@ -12,11 +12,11 @@ from typing import Any
 from advplug.certificates import planned
 from advplug.defaults import SPEC
 from advplug.forecast import Forecast, forecast
-from advplug.plan_table import plan_rows, poison_rows, proof_rows
 from advplug.session import Request
 from advplug.store import cells, no_run, reading
 from advplug.studies.plan import plan_file
 from advplug.table import grid
+from advplug.tables.plan import plan_rows, poison_rows, proof_rows
 
 STATES = ("done", "failed", "refused", "pending")
 _OF_PLAN = {"to do": "pending", "again": "failed", "done": "done", "refused": "refused"}

@@ -97,8 +97,8 @@ def export_run(folder: Path, form: str, part: str | None, output: Path | None) -
               help="File to write: .svg, .png or .pdf.")  # fmt: skip
 def plot_run(folder: Path, kind: str, output: Path) -> None:
     """Draw one figure of a stored run."""
-    from advplug.plot import plot_path, save
-    from advplug.plot_kinds import figure_of
+    from advplug.plots.curves import plot_path, save
+    from advplug.plots.kinds import figure_of
     from advplug.runs import read
     from advplug.studies.shown_names import renamed
 

@@ -142,9 +142,9 @@ def _forecast(planned: Planned, calibrate: bool, as_json: bool, verbose: bool) -
 
     from advplug.console import quieten
     from advplug.forecast import forecast
-    from advplug.plan_table import forecast_json, forecast_text, plan_json, render_plan
     from advplug.session import certificates
     from advplug.store import finished
+    from advplug.tables.plan import forecast_json, forecast_text, plan_json, render_plan
 
     request: Request = planned.request
     proofs = certificates(request, planned.sweeps)

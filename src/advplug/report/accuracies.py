@@ -9,7 +9,7 @@ from typing import Any
 from advplug.defaults import CRAFTED_BY
 from advplug.estimate import Estimate
 from advplug.parse import parse_reference
-from advplug.plot import Axis, Line, Panel, Point, panels
+from advplug.plots.curves import Axis, Line, Panel, Point, panels
 from advplug.report import figures
 from advplug.report.parts import (
     UNDEFENDED,

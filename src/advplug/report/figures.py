@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from advplug.plot import Panel
+from advplug.plots.curves import Panel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from advplug.evidence import Array, Evidence, worst_case
-from advplug.plot import Line, Panel, Point
+from advplug.plots.curves import Line, Panel, Point
 from advplug.report import figures
 from advplug.report.parts import (
     Data,

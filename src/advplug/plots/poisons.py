@@ -8,7 +8,7 @@ from typing import Any
 from advplug.errors import UsageError
 from advplug.estimate import Estimate
 from advplug.plans import Bound
-from advplug.plot import Axis, Line, Panel, Point, numbers
+from advplug.plots.curves import Axis, Line, Panel, Point, numbers
 from advplug.poisons.plans import PoisonPlan
 from advplug.results import Poisoning, RunResult
 

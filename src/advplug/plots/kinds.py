@@ -10,8 +10,8 @@ from advplug.errors import AdvplugError, UsageError
 from advplug.estimate import Estimate
 from advplug.parse import parse_reference, parse_stack
 from advplug.plans import Bound, bind, bind_stack
-from advplug.plot import COLOURS, MARKS, Axis, canvases, drawn, legend, numbers, panels, style
-from advplug.poison_plot import ROUNDS, axis_of_attacks
+from advplug.plots.curves import COLOURS, MARKS, Axis, canvases, drawn, legend, numbers, panels, style
+from advplug.plots.poisons import ROUNDS, axis_of_attacks
 from advplug.registry import registry
 from advplug.results import Cell, RunResult, ThreatRow
 

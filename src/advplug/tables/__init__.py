@@ -1,0 +1,1 @@
+"""Tables that need more than `advplug.table`: of plans, of transfer, as papers print them."""
