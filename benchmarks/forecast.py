@@ -26,8 +26,8 @@ def measured(folder: Path, matrix: Path = DEMO) -> dict[str, Any]:
     """Passes and seconds of CPU as forecast and as taken, with their ratio; `folder` is for results and weights."""
     import torch
 
-    from advplug import calibrate
-    from advplug.forecast import forecast
+    from advplug.costs import calibrate
+    from advplug.costs.forecast import forecast
     from advplug.session import Request, certificates, execute
     from advplug.studies.plan import plan_file
 

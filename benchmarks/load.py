@@ -66,7 +66,7 @@ def run(text: str, folder: Path) -> Any:
 def measured(cells: int, folder: Path) -> dict[str, Any]:
     """One matrix, from nothing to its report."""
     from advplug.report.page import write
-    from advplug.status import status
+    from advplug.stored.status import status
 
     output = folder / str(cells)
     half, first = timed(lambda: run(matrix(cells // 2 // VICTIMS * VICTIMS), output))

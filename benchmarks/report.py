@@ -25,8 +25,8 @@ from advplug.builtin.metrics import accuracy
 from advplug.estimate import rate
 from advplug.evidence import Evidence
 from advplug.results import Cell, Passes, RunInfo, RunResult, Seconds, ThreatRow
-from advplug.samples import Sample
 from advplug.store import Store
+from advplug.stored.samples import Sample
 
 MODELS, ATTACKS = 5, 5
 KINDS = ("noise", "colour", "grey")

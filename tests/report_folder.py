@@ -9,8 +9,8 @@ import numpy as np
 
 from advplug.evidence import Evidence
 from advplug.results import AuditCost, Cell, Flag, Passes, Poisoning, RunInfo, RunResult, Seconds, ThreatRow
-from advplug.samples import PoisonSample, Sample
 from advplug.store import Store
+from advplug.stored.samples import PoisonSample, Sample
 from run_folders import cell, certificate, evidence, poisoned, poisoning, threat
 
 EVIL = "<script>alert(1)</script>"

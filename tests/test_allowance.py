@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from advplug.allowance import Allowance, informative, parse_duration, parse_passes
+from advplug.costs.allowance import Allowance, informative, parse_duration, parse_passes
 from advplug.errors import UsageError
 from advplug.matrix import Sweep
 from advplug.session import Request, plan

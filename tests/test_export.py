@@ -16,7 +16,7 @@ import advplug
 from advplug.errors import UsageError
 from advplug.export import as_csv, export
 from advplug.results import RunResult
-from advplug.runs import read
+from advplug.stored.runs import read
 from advplug.tables.paper import latex, markdown, tables
 from cli_tools import run
 from conftest import python

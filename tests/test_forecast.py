@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from advplug.forecast import audit_cost, cost_of, forecast, images_of
+from advplug.costs.forecast import audit_cost, cost_of, forecast, images_of
 from advplug.matrix import Sweep
 from advplug.registry import registry
 from advplug.session import Request, certificates, execute, plan
@@ -33,7 +33,7 @@ def planned(attack: str, defense: str | None = None, *budgets: str, n: int | Non
 )
 def test_the_most_passes_of_an_image(attack: str, forward: int, backward: int) -> None:
     """By hand: a pass at the start and one a step, back as often as there are steps, all of it for every restart."""
-    from advplug.forecast import effort_of
+    from advplug.costs.forecast import effort_of
 
     (sweep,) = planned(attack)
     found = effort_of(sweep.attack, sweep.victim)
@@ -57,7 +57,7 @@ def test_images() -> None:
 
 @pytest.mark.parametrize(("attack", "twice"), [("ifgsm:steps=10", 2), ("square:queries=50", 1)])
 def test_both_stand_ins_of_a_defense_without_a_gradient_are_attacked(attack: str, twice: int) -> None:
-    from advplug.forecast import effort_of
+    from advplug.costs.forecast import effort_of
 
     plain, behind = planned(attack, "jpeg")
     once, found = (effort_of(sweep.attack, sweep.victim) for sweep in (plain, behind))

@@ -15,7 +15,7 @@ from advplug.errors import UsageError
 from advplug.estimate import Estimate, rate
 from advplug.plots.kinds import figure_of, front
 from advplug.results import RunResult
-from advplug.runs import read
+from advplug.stored.runs import read
 from cli_tools import run
 from conftest import python
 from run_folders import INFO, UNTRUSTED, cell, evidence, poisoned, poisoning, stored, threat
@@ -263,7 +263,7 @@ def test_drawing_needs_no_torch(folder: Path) -> None:
     done = python(
         "-c",
         "import sys; from pathlib import Path\n"
-        "from advplug.plots.kinds import figure_of; from advplug.runs import read\n"
+        "from advplug.plots.kinds import figure_of; from advplug.stored.runs import read\n"
         "for kind in ('curve', 'sweep', 'pareto', 'heatmap'): figure_of(read(Path(sys.argv[1])), kind)\n"
         "assert 'torch' not in sys.modules",
         str(folder),

@@ -9,7 +9,7 @@ import pytest
 import advplug
 from advplug.errors import UsageError
 from advplug.runner import Runner
-from advplug.runs import observed, read
+from advplug.stored.runs import observed, read
 from conftest import python
 
 SMALL = {"n": 24, "audit": "none"}
@@ -74,8 +74,8 @@ def test_an_interrupted_run_can_be_read(tmp_path, monkeypatch):
 def test_reading_needs_no_torch_and_no_lock(folder, result):
     done = python(
         "-c",
-        "import sys; from pathlib import Path; from advplug.runs import read; assert read(Path(sys.argv[1])).cells;"
-        "assert 'torch' not in sys.modules",
+        "import sys; from pathlib import Path; from advplug.stored.runs import read;"
+        "assert read(Path(sys.argv[1])).cells; assert 'torch' not in sys.modules",
         str(folder),
     )
     assert done.returncode == 0, done.stderr

@@ -85,7 +85,7 @@ def test_renaming_is_undone(tmp_path: Path) -> None:
             "-o", "out", "-q", cwd=tmp_path)  # fmt: skip
     from dataclasses import replace
 
-    from advplug.runs import read
+    from advplug.stored.runs import read
 
     found = read(tmp_path / "out")
     assert renamed(found) is found

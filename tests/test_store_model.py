@@ -19,8 +19,8 @@ from advplug.errors import UsageError
 from advplug.estimate import Estimate
 from advplug.evidence import Evidence
 from advplug.results import Cell, Certificate, CertifiedAccuracy, Flag, Passes, Poisoning, RunInfo, RunResult, Seconds
-from advplug.samples import PoisonSample, Sample
 from advplug.store import Store, finished, reading
+from advplug.stored.samples import PoisonSample, Sample
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 TEXTS = st.text(st.sampled_from("aé☂'\"\\;\n 0"), max_size=5)

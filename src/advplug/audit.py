@@ -16,7 +16,6 @@ from advplug.attacks.square import Square
 from advplug.build import Built
 from advplug.builtin.gradient import apgd, fgsm, pgd
 from advplug.builtin.noise import noise
-from advplug.columns import packed, unpacked
 from advplug.contracts import (
     Access,
     Ball,
@@ -39,6 +38,7 @@ from advplug.health.gradients import SHARE_SATURATED
 from advplug.inspection import inspect
 from advplug.plans import Bound
 from advplug.rng import Stream
+from advplug.stored.columns import packed, unpacked
 from advplug.victim import span
 
 AuditLevel = Literal["none", "quick", "full"]

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from advplug.columns import packed, unpacked
 from advplug.contracts import DatasetInfo, DefenseCaps, Norm
 from advplug.estimate import Estimate, rate
 from advplug.evidence import Array
@@ -19,6 +18,7 @@ from advplug.keys import SCHEMA, digest
 from advplug.matrix import Sweep
 from advplug.plans import VictimPlan
 from advplug.results import Certificate, CertifiedAccuracy
+from advplug.stored.columns import packed, unpacked
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from advplug.columns import packed, unpacked
+from advplug.stored.columns import packed, unpacked
 
 Array = np.ndarray[Any, Any]
 

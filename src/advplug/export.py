@@ -21,8 +21,8 @@ from advplug.errors import UsageError
 from advplug.estimate import Estimate
 from advplug.evidence import Evidence, worst_case
 from advplug.results import Cell, Certificate, Flag, Poisoning, RunResult, ThreatRow
-from advplug.runs import observed, read
 from advplug.store import THREAT
+from advplug.stored.runs import observed, read
 from advplug.studies.shown_names import renamed
 
 FORMATS = ("csv", "jsonl", "json", "md", "latex", "parquet")

@@ -31,13 +31,13 @@ from advplug.contracts import (
     Trace,
 )
 from advplug.craft import checked, craft, targets
-from advplug.crafted import CraftedWriter
 from advplug.decisions import CHUNK, Batching, Clean, cosines, draws_of, round_to_8_bits, succeeds, succeeds_in_8_bits
 from advplug.evidence import Array, Evidence, joined
 from advplug.matrix import Sweep
 from advplug.perturbations import perturbation
 from advplug.rng import Stream
-from advplug.samples import MOST, Sample, sampled
+from advplug.stored.crafted import CraftedWriter
+from advplug.stored.samples import MOST, Sample, sampled
 from advplug.victim import Victim
 
 

@@ -10,19 +10,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from advplug.allowance import UNLIMITED, Allowance, informative
 from advplug.certificates import CertificatePlan, Proofs
-from advplug.crafted import has_crafted, read_crafted
+from advplug.costs.allowance import UNLIMITED, Allowance, informative
+from advplug.costs.forecast import audit_cost, certificate_cost, cost_of, images_of
 from advplug.errors import AdvplugError, CellFailure, UsageError
-from advplug.forecast import audit_cost, certificate_cost, cost_of, images_of
 from advplug.matrix import Sweep
 from advplug.perturbations import LP
 from advplug.poisons.evidence import PoisonEvidence
 from advplug.poisons.plans import PoisonPlan
 from advplug.progress import Progress, Share, Silent, Tally
 from advplug.results import Certificate, Poisoning
-from advplug.samples import PoisonSample
 from advplug.store import Store, finished
+from advplug.stored.crafted import has_crafted, read_crafted
+from advplug.stored.samples import PoisonSample
 from advplug.work import Audited, AuditPlan, Job, Options, Outcome, Piece, Static, Swept, cell_of
 
 

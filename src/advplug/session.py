@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from advplug.allowance import UNLIMITED, Allowance
 from advplug.budgets import parse_budget
 from advplug.certificates import CertificatePlan, planned
+from advplug.costs.allowance import UNLIMITED, Allowance
 from advplug.defaults import CRAFTED_BY, OUTPUT, SPEC
 from advplug.errors import AdvplugError, UsageError
 from advplug.executors import IN_PROCESS, Placement, started
@@ -211,10 +211,10 @@ def execute(
     from advplug.allocator import keep_freed_memory
     from advplug.assemble import assemble
     from advplug.progress import Silent
-    from advplug.recorded import stored
     from advplug.runner import Runner, limits
     from advplug.separation import demand_separate
     from advplug.store import Store
+    from advplug.stored.recorded import stored
     from advplug.work import Options
 
     keep_freed_memory()

@@ -14,7 +14,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from advplug.columns import holds
 from advplug.errors import AdvplugError, UsageError
 from advplug.evidence import Evidence
 from advplug.keys import digest
@@ -28,7 +27,8 @@ from advplug.results import (
     certificate_from_json,
     poisoning_from_json,
 )
-from advplug.samples import PoisonSample, Sample
+from advplug.stored.columns import holds
+from advplug.stored.samples import PoisonSample, Sample
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS cell (

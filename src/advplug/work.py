@@ -19,7 +19,6 @@ from advplug.assemble import finding, group_key, identity
 from advplug.build import Builder, Built
 from advplug.certificates import CertificatePlan, Proofs, measured
 from advplug.certify import prove
-from advplug.crafted import CraftedWriter
 from advplug.decisions import Batching, Clean, clean_decisions
 from advplug.errors import AdvplugError, CellFailure
 from advplug.evidence import Evidence
@@ -34,10 +33,11 @@ from advplug.poisons.evidence import measured as poison_metrics
 from advplug.poisons.judge import judge
 from advplug.poisons.plans import PoisonPlan
 from advplug.progress import Progress
-from advplug.recorded import checked_values, finite, provenance
 from advplug.registry import Registry
 from advplug.results import Cell, Certificate, Passes, Poisoning, Seconds, Status
-from advplug.samples import PoisonSample, Sample, poisons_sampled
+from advplug.stored.crafted import CraftedWriter
+from advplug.stored.recorded import checked_values, finite, provenance
+from advplug.stored.samples import PoisonSample, Sample, poisons_sampled
 
 VICTIMS_KEPT = 3
 """Built victims held in memory: the baseline, the one at work, and one that an attack needs."""

@@ -64,7 +64,7 @@ def _caps(bound: Mapping[str, Any]) -> AttackCaps:
 
 def _effort(params: Mapping[str, Any]) -> tuple[float, float]:
     """What crafting takes, on the surrogate."""
-    from advplug.forecast import effort_by
+    from advplug.costs.forecast import effort_by
 
     entry, inner, caps = _inner(params["attack"])
     made = effort_by(entry.spec.effort, {**inner, "classes": params["classes"], "stochastic": False}, caps)

@@ -22,12 +22,12 @@ import ray
 
 from advplug.cluster.session import demand_slots, gpus_per_cell, session
 from advplug.cluster.worker import Lent, Reply, Shared, Surroundings, Task, work
-from advplug.crafted import CraftedWriter, crafted_files
 from advplug.errors import AdvplugError, CellFailure, UsageError
 from advplug.executors import Placement
 from advplug.plans import VictimPlan
 from advplug.progress import Progress
 from advplug.runner import Runner
+from advplug.stored.crafted import CraftedWriter, crafted_files
 from advplug.versions import versions
 from advplug.work import Job, Options, Piece, victims_of
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from advplug.artifacts import Artifact, Artifacts
-from advplug.crafted import crafted_files
 from advplug.errors import AdvplugError, CellFailure, UsageError
 from advplug.matrix import Sweep
+from advplug.stored.crafted import crafted_files
 from advplug.versions import versions
 
 if TYPE_CHECKING:

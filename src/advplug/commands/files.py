@@ -99,7 +99,7 @@ def plot_run(folder: Path, kind: str, output: Path) -> None:
     """Draw one figure of a stored run."""
     from advplug.plots.curves import plot_path, save
     from advplug.plots.kinds import figure_of
-    from advplug.runs import read
+    from advplug.stored.runs import read
     from advplug.studies.shown_names import renamed
 
     plot_path(output)

@@ -13,7 +13,7 @@ from advplug.commands.training import training_option
 from advplug.defaults import OUTPUT, SPEC
 
 if TYPE_CHECKING:
-    from advplug.allowance import Allowance
+    from advplug.costs.allowance import Allowance
     from advplug.executors import Placement
     from advplug.results import RunResult
     from advplug.session import Request
@@ -87,7 +87,7 @@ def run(
 
     Options replace the file's keys. Finished cells are kept, and the same command again computes what is missing.
     """
-    from advplug.allowance import Allowance, parse_duration, parse_passes
+    from advplug.costs.allowance import Allowance, parse_duration, parse_passes
     from advplug.session import Request
     from advplug.studies.plan import plan_file
     from advplug.tracking import trackers
@@ -141,7 +141,7 @@ def _forecast(planned: Planned, calibrate: bool, as_json: bool, verbose: bool) -
     import json
 
     from advplug.console import quieten
-    from advplug.forecast import forecast
+    from advplug.costs.forecast import forecast
     from advplug.session import certificates
     from advplug.store import finished
     from advplug.tables.plan import forecast_json, forecast_text, plan_json, render_plan
@@ -152,7 +152,7 @@ def _forecast(planned: Planned, calibrate: bool, as_json: bool, verbose: bool) -
     done = {} if request.fresh or request.output is None else finished(request.output, keys)
     cost, seconds = forecast(planned.sweeps, proofs, done, request.audit), None
     if calibrate:
-        from advplug.calibrate import timed
+        from advplug.costs.calibrate import timed
 
         quieten(verbose)
         seconds = timed(cost, request)
@@ -208,7 +208,7 @@ def _execute(
 def _left(planned: Planned, allowance: Allowance, keys: list[str], result: RunResult) -> str:
     """What a limit left to be done, in words; an empty text where that is nothing."""
     from advplug.perturbations import LP
-    from advplug.status import pending
+    from advplug.stored.status import pending
 
     cells = pending(keys, result)
     if cells:
@@ -224,7 +224,7 @@ def _left(planned: Planned, allowance: Allowance, keys: list[str], result: RunRe
 @click.option("--json", "as_json", is_flag=True, help="Print the cells and their states as JSON.")
 def show_status(folder: Path, as_json: bool) -> None:
     """Tell what of a run is done, failed, refused and pending, by the folder that keeps it."""
-    from advplug.status import render, status
+    from advplug.stored.status import render, status
 
     found = status(folder)
     click.echo(found.to_json() if as_json else render(found))

@@ -8,8 +8,8 @@ from pathlib import Path
 from advplug.estimate import Estimate
 from advplug.poisons.evidence import PoisonEvidence, differences, measured
 from advplug.results import Poisoning, poisoning_from_json
-from advplug.runs import read
 from advplug.store import cells, reading
+from advplug.stored.runs import read
 
 SUCCESS = ("attack_success_rate", "poison_success_rate")
 """What the attacker wants; higher is worse."""

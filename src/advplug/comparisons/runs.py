@@ -17,8 +17,8 @@ from advplug.estimate import Estimate, mean, paired_difference
 from advplug.evidence import Array, Evidence, worst_case
 from advplug.keys import SCHEMA
 from advplug.results import RunResult
-from advplug.runs import observed, read
 from advplug.store import THREAT
+from advplug.stored.runs import observed, read
 
 COLUMNS = THREAT
 UNTRUSTED = "not trustworthy"

@@ -15,7 +15,7 @@ from typing import Any
 
 from advplug.errors import UsageError
 from advplug.results import RunResult
-from advplug.runs import read
+from advplug.stored.runs import read
 
 SCHEMA = 1
 MANIFEST, GRAPH, ONNX, RECORDED = "manifest.json", "model.pt2", "model.onnx", "recorded.safetensors"

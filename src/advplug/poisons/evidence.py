@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from advplug.builtin.metrics import share
-from advplug.columns import packed, unpacked
 from advplug.estimate import Estimate, paired_difference
 from advplug.evidence import Array
+from advplug.stored.columns import packed, unpacked
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from advplug.report.parts import (
     word,
 )
 from advplug.results import Cell
-from advplug.samples import Sample
+from advplug.stored.samples import Sample
 from advplug.studies.shown_names import spelled_out
 
 if TYPE_CHECKING:

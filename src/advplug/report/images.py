@@ -12,7 +12,7 @@ import numpy as np
 from advplug.evidence import Array
 from advplug.report.parts import Data, Grid, Section, Strip, attack_of, grouped, under, victim
 from advplug.results import Cell
-from advplug.samples import Sample
+from advplug.stored.samples import Sample
 
 BYTES = 2_200_000
 """All images of a page, as text; fewer are shown where they would take more."""

@@ -13,9 +13,9 @@ from advplug.estimate import Estimate
 from advplug.evidence import Evidence
 from advplug.parse import parse_reference
 from advplug.results import Cell, RunResult, ThreatRow
-from advplug.runs import class_names, observed, pictured, poisons_pictured, read
-from advplug.samples import PoisonSample, Sample
 from advplug.store import THREAT
+from advplug.stored.runs import class_names, observed, pictured, poisons_pictured, read
+from advplug.stored.samples import PoisonSample, Sample
 from advplug.studies.shown_names import called as called_label
 from advplug.studies.shown_names import renamed
 from advplug.table import cosine, percent, points

@@ -27,7 +27,7 @@ from advplug.report.parts import (
     word,
 )
 from advplug.results import Poisoning
-from advplug.samples import PoisonSample
+from advplug.stored.samples import PoisonSample
 
 BYTES = 400_000
 """All images of the section, as text; those of further attacks are left out."""

@@ -13,8 +13,8 @@ from advplug.progress import duration
 from advplug.table import grid
 
 if TYPE_CHECKING:
-    from advplug.calibrate import Timed
-    from advplug.forecast import Forecast
+    from advplug.costs.calibrate import Timed
+    from advplug.costs.forecast import Forecast
 
 
 def plan_rows(sweeps: Sequence[Sweep], done: Mapping[str, str]) -> list[dict[str, Any]]:

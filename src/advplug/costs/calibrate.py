@@ -28,8 +28,8 @@ from advplug.contracts import (
     Untargeted,
     Wrap,
 )
+from advplug.costs.forecast import Forecast
 from advplug.errors import AdvplugError, CellFailure
-from advplug.forecast import Forecast
 from advplug.plans import Bound, VictimPlan
 from advplug.progress import Silent
 from advplug.rng import Stream

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from advplug.certificates import planned
+from advplug.costs.forecast import Forecast, forecast
 from advplug.defaults import SPEC
-from advplug.forecast import Forecast, forecast
 from advplug.session import Request
 from advplug.store import cells, no_run, reading
 from advplug.studies.plan import plan_file

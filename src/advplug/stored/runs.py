@@ -17,8 +17,8 @@ from advplug.results import (
     run_from_json,
     threat_from_json,
 )
-from advplug.samples import PoisonSample, Sample
 from advplug.store import cells, classes, reading, samples, shown
+from advplug.stored.samples import PoisonSample, Sample
 from advplug.versions import versions
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from advplug.columns import packed, unpacked
 from advplug.evidence import Array
+from advplug.stored.columns import packed, unpacked
 
 if TYPE_CHECKING:
     from fractions import Fraction

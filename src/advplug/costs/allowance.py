@@ -66,7 +66,7 @@ def informative(sweeps: Sequence[Sweep]) -> list[Sweep]:
     further seeds come after all that. A victim's attacks that iterate come first, the cheapest of them before the
     others, then those of one step and floors such as noise, which add little once an iterating one has been run.
     """
-    from advplug.forecast import cost_of
+    from advplug.costs.forecast import cost_of
 
     seeds = list(dict.fromkeys(s.victim.seed for s in sweeps))
     by_victim: dict[str, list[Sweep]] = {}
