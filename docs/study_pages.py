@@ -11,6 +11,7 @@ rows by what the recipe calls things, with `*` and `?`, and several choices betw
     poisonings dataset=mnist               attacks on training data
     certificates                           certified accuracy by radius
     training                               what each defense took to train
+    pruned                                 filters and parameters that pruning took away
     figure kind=curve                      a figure of `advplug plot`
 """
 
@@ -328,6 +329,19 @@ def training(study: Study, choice: Choice) -> str:
     return table([*columns, "defense", "seconds", "parameters"], ([*key, *shown] for key, shown in found.items()))
 
 
+def pruned(study: Study, choice: Choice) -> str:
+    """What is left of the network after each pruning, beside the clean accuracy that this leaves."""
+    found: dict[str, list[str]] = {}
+    for row in study.rows("cells", choice):
+        for told in row["facts"].values():
+            if "filters_after" in told and row["defense"] not in found:
+                counts = [f"{told[f'{what}_{when}']:,}" for what in ("filters", "parameters")
+                          for when in ("before", "after")]  # fmt: skip
+                found[row["defense"]] = [told["layers"], *counts, _bare(row["metrics"].get("clean_accuracy"))]
+    head = ["defense", "layers", "filters before", "after", "parameters before", "after", "clean %"]
+    return table(head, ([code(defense), *shown] for defense, shown in found.items()))
+
+
 FIGURES = {
     "curve": "accuracy by budget",
     "sweep": "accuracy by the strength of the defense",
@@ -348,5 +362,5 @@ def figure(study: Study, choice: Choice) -> str:
 
 _KINDS: dict[str, Callable[[Study, Choice], str]] = {
     "ran": ran, "threats": threats, "attacks": attacks, "budgets": budgets, "worst": worst, "poisonings": poisonings,
-    "certificates": certificates, "training": training, "figure": figure,
+    "certificates": certificates, "training": training, "pruned": pruned, "figure": figure,
 }  # fmt: skip
