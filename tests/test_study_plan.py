@@ -220,9 +220,35 @@ def test_a_flag_in_place_of_what_is_wrong_in_the_file() -> None:
         plan("models: cnn\nattacks: zzz\n", Flags({"models": ("resnet18",)}))
 
 
-def test_what_is_wrong_with_a_flag_has_no_line() -> None:
-    with pytest.raises(UsageError, match=r"^m\.yaml: eps '8': pixels lie in"):
-        plan("models: cnn\nattacks: fgsm\neps: 8\n", Flags({"eps": ("8",)}))
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (Flags({"eps": ("8",)}), "eps '8': pixels lie in"),
+        (Flags({"eps": ("far",)}), "eps 'far' is not a number"),
+        (Flags({"models": ("cnnn",)}), "no model is called 'cnnn'; did you mean 'cnn'?"),
+        (Flags({"defenses": ("jpeg+squahs",)}), "no defense is called 'squahs'; did you mean the variant 'squash'?"),
+        (Flags({"attacks": ("fgsm:foo=1",)}), "attack 'fgsm' has no parameter 'foo'"),
+        (Flags({"attacks": ("fgsm:target=99",)}), "fgsm:target=99: target 99 is no class"),
+        (Flags({"seeds": (-1,)}), "--seed must be"),
+        (Flags(n=0), "-n must be"),
+    ],
+)
+@pytest.mark.parametrize("more", ["", "include: {models: resnet18, attacks: pgd}\n"])
+def test_what_is_wrong_with_a_flag_is_not_said_of_the_file(flags: Flags, told: str, more: str) -> None:
+    text = "variants: {squash: jpeg}\nmodels: cnn\nattacks: fgsm\neps: 1/255\n"
+    with pytest.raises(UsageError) as error:
+        plan(text + more, flags)
+    assert str(error.value).startswith(told)
+
+
+def test_an_entry_for_what_a_flag_replaced_need_exclude_nothing() -> None:
+    text = "models: cnn\ndefenses: jpeg\nattacks: [fgsm, pgd]\nexclude:\n- {attack: pgd}\n- {defense: none, seed: 0}\n"
+    assert plan(text).notes == ()
+    for flags in ({"attacks": ("fgsm",)}, {"attacks": ("fgsm",), "seeds": (1,)}):
+        assert plan(text, Flags(flags)).notes == ()
+    assert plan(text, Flags(baseline=False)).notes == ()
+    nothing = text.replace("attack: pgd", "attack: noise")
+    assert plan(nothing, Flags({"models": ("cnn-a",)})).notes == ("m.yaml:5: this excludes nothing",)
 
 
 def test_flags_on_the_command_line() -> None:
