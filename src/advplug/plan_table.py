@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from advplug.certificates import CertificatePlan
+from advplug.forecast import counted
 from advplug.matrix import Sweep
+from advplug.plans import VictimPlan
 from advplug.poisonings import PoisonPlan
 from advplug.progress import duration
 from advplug.table import grid
@@ -33,7 +35,7 @@ def plan_rows(sweeps: Sequence[Sweep], done: Mapping[str, str]) -> list[dict[str
                 "eps": str(eps),
                 "goal": str(sweep.goal),
                 "seed": sweep.victim.seed,
-                "images": sweep.limit,
+                "images": _images(sweep.limit, sweep.victim),
                 "state": _state(sweep.refused is not None, done.get(key, "")),
                 "reason": str(sweep.refused) if sweep.refused else None,
                 "notes": list(sweep.notes),
@@ -58,11 +60,16 @@ def _row(plan: CertificatePlan | PoisonPlan, done: Mapping[str, str], **more: An
         "key": plan.key,
         **plan.identity(),
         **more,
-        "images": plan.limit,
+        "images": _images(plan.limit, plan.victim),
         "state": _state(plan.refused is not None, done.get(plan.key, "")),
         "reason": str(plan.refused) if plan.refused else None,
         "notes": [],
     }
+
+
+def _images(limit: int | None, victim: VictimPlan) -> int | None:
+    """What is asked for, or what there is where that is less; None: all."""
+    return None if limit is None else counted(limit, victim.dataset)
 
 
 def _state(refused: bool, stored: str) -> str:
@@ -107,6 +114,8 @@ def forecast_text(cost: Forecast, seconds: Timed | None) -> str:
             told += f", {duration(seconds.training)} of that for {seconds.trainings} trainings that are not cached"
         lines[0] += f"; {told}"
         lines += [f"not timed: {text}" for text in seconds.unknown]
+    if cost.unsized:
+        lines.append(f"fewer, should there be fewer test images than are asked for: {', '.join(cost.unsized)}")
     if cost.unknown:
         lines.append(f"guessed, since the parameters do not tell: {', '.join(cost.unknown)}")
     return "\n".join(lines)
