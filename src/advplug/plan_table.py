@@ -12,6 +12,7 @@ from advplug.matrix import Sweep
 from advplug.plans import VictimPlan
 from advplug.poisonings import PoisonPlan
 from advplug.progress import duration
+from advplug.shown_names import called, in_row
 from advplug.table import grid
 
 if TYPE_CHECKING:
@@ -100,9 +101,10 @@ def forecast_json(cost: Forecast, seconds: Timed | None) -> dict[str, Any]:
     return told
 
 
-def forecast_text(cost: Forecast, seconds: Timed | None) -> str:
-    """The same, for people."""
+def forecast_text(cost: Forecast, seconds: Timed | None, names: Mapping[str, str] | None = None) -> str:
+    """The same, for people; `names` are a matrix file's."""
     total = cost.total
+    unsized, unknown = ([called(label, names or {}) for label in labels] for labels in (cost.unsized, cost.unknown))
     if not cost.victims:
         return "nothing is left to compute"
     lines = [f"forecast: about {total.passes:,} passes of an image, at most {total.most:,}, trainings aside"]
@@ -114,10 +116,10 @@ def forecast_text(cost: Forecast, seconds: Timed | None) -> str:
             told += f", {duration(seconds.training)} of that for {seconds.trainings} trainings that are not cached"
         lines[0] += f"; {told}"
         lines += [f"not timed: {text}" for text in seconds.unknown]
-    if cost.unsized:
-        lines.append(f"fewer, should there be fewer test images than are asked for: {', '.join(cost.unsized)}")
-    if cost.unknown:
-        lines.append(f"guessed, since the parameters do not tell: {', '.join(cost.unknown)}")
+    if unsized:
+        lines.append(f"fewer, should there be fewer test images than are asked for: {', '.join(unsized)}")
+    if unknown:
+        lines.append(f"guessed, since the parameters do not tell: {', '.join(unknown)}")
     return "\n".join(lines)
 
 
@@ -126,13 +128,14 @@ def render_plan(
     done: Mapping[str, str],
     proofs: Sequence[CertificatePlan] = (),
     poisons: Sequence[PoisonPlan] = (),
+    names: Mapping[str, str] | None = None,
 ) -> str:
-    """The cells of a matrix with what is stored of them, and why some are refused."""
+    """The cells of a matrix with what is stored of them, and why some are refused; `names` are a matrix file's."""
     certificates = [
         {**row, "attack": "(certificate)", "eps": ", ".join(row["radii"]) or "-"} for row in proof_rows(proofs, done)
     ]
     attacked = [{**row, "norm": "-", "eps": "-"} for row in poison_rows(poisons, done)]
-    rows = [*plan_rows(sweeps, done), *certificates, *attacked]
+    rows = [in_row(row, names or {}) for row in (*plan_rows(sweeps, done), *certificates, *attacked)]
     remarks = []
     for row in rows:
         if row["reason"]:
