@@ -266,7 +266,7 @@ def test_a_manifest_names_its_own_files_and_no_others(copied: Path) -> None:
     (copied / "manifest.json").unlink()
     assert "is no pack: it has no manifest.json" in refused(copied)
     gone = copied.with_name("gone")
-    assert f"there is no {gone}; advplug pack MODEL DEFENSE -o {gone} makes a pack" in refused(gone)
+    assert f"there is no pack {gone}; advplug pack MODEL DEFENSE -o {gone} makes one" in refused(gone)
 
 
 def test_the_manifests_own_hash_can_be_asked_for(copied: Path) -> None:
