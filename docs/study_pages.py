@@ -35,6 +35,8 @@ RECIPES = HERE.parent / "recipes"
 PLACE = re.compile(r"<!-- (?P<what>[^\n]*?): generated -->\n.*?<!-- end of (?P=what) -->", re.DOTALL)
 NAMED = ("dataset", "model", "defense", "attack")
 VICTIM = ("dataset", "model", "defense")
+CHOICES = (*NAMED, "eps", "norm", "goal", "value", "kind")
+"""Keys that a place may have."""
 DATASETS = {
     "npz": "CIFAR-10", "cifar10-part": "CIFAR-10", "mnist": "MNIST", "mnist-part": "MNIST",
     "digit-scenes": "digit-scenes", "flickr8k": "Flickr8k",
@@ -78,6 +80,9 @@ class Study:
         made = _KINDS.get(kind)
         if made is None:
             raise SystemExit(f"{self.name}: there is no '{kind}'; known are {', '.join(_KINDS)}")
+        wrong = [key for key in keys if key.partition("=")[0] not in CHOICES or "=" not in key]
+        if wrong:
+            raise SystemExit(f"{self.name}: '{wrong[0]}' chooses nothing; write KEY=VALUE, of {', '.join(CHOICES)}")
         content = made(self, dict(key.split("=", 1) for key in keys))
         return f"<!-- {what}: generated -->\n{content}\n<!-- end of {what} -->"
 
@@ -354,10 +359,11 @@ FIGURES = {
 
 
 def figure(study: Study, choice: Choice) -> str:
-    file = f"{study.name}-{choice['kind']}.svg"
-    if file not in study.result["figures"]:
+    kind = choice.get("kind", "")
+    file = f"{study.name}-{kind}.svg"
+    if file not in study.result["figures"] or kind not in FIGURES:
         raise SystemExit(f"{study.name}: there is no figure {file}")
-    return f"![{FIGURES[choice['kind']].capitalize()}]({file})"
+    return f"![{FIGURES[kind].capitalize()}]({file})"
 
 
 _KINDS: dict[str, Callable[[Study, Choice], str]] = {

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from advplug.comparisons.gates import gate, gate_of
 from advplug.comparisons.runs import compare, render
-from advplug.errors import UsageError
+from advplug.errors import GateError, UsageError
 from advplug.estimate import paired_difference
 from advplug.evidence import Evidence
 from advplug.results import Cell, Flag, RunInfo, RunResult, ThreatRow
@@ -122,6 +123,56 @@ def test_single_threats_on_the_same_data_are_compared_whatever_the_model(tmp_pat
     assert (row.a.model, row.b.model, row.b.defense) == ("cnn", "cnn-b", "prune")
     assert compared.only_a == ("cnn (none) on digits, linf 1/5, untargeted, seed 0",)
     assert "cnn (none) | cnn-b (prune)" in render(compared)
+
+
+def test_each_set_of_images_is_compared_with_itself_and_named(tmp_path):
+    """The same attack fools other images of each; what is left over on either side is paired on the same data alone."""
+    sets = {"digits": (100, 60), "mnist": (20, 150)}
+    of = {name: [(cell(dataset=d, defense=own), evidence(range(broken[side]))) for d, broken in sets.items()
+                 for own in ("none", defense)]
+          for side, (name, defense) in enumerate((("a", "jpeg"), ("b", "prune")))}  # fmt: skip
+    a, b = (store(tmp_path / name, *cells) for name, cells in of.items())
+    compared = compare(a, b)
+    told = [(r.a.dataset, r.a.defense, r.b.dataset, r.b.defense, r.conclusion) for r in compared.rows]
+    assert told == [
+        ("digits", "none", "digits", "none", "B is more robust"),
+        ("digits", "jpeg", "digits", "prune", "B is more robust"),
+        ("mnist", "none", "mnist", "none", "B is less robust"),
+        ("mnist", "jpeg", "mnist", "prune", "B is less robust"),
+    ]
+    title, heads, _, *rows = (line for line in render(compared).splitlines() if line)
+    assert "dataset" not in title
+    assert heads.split()[0] == "dataset"
+    assert [row.split()[0] for row in rows] == ["digits", "digits", "mnist", "mnist"]
+    with pytest.raises(GateError, match=r"^cnn \(none\) on mnist, linf 1/10: robust_accuracy is 0\.250"):
+        gate(compared, gate_of(("robust_accuracy=0.9",), False, None))
+    failed = store(tmp_path / "c", *of["b"], (cell(dataset="mnist", status="failed", reason="x"), None))
+    assert compare(a, failed).failed_b == ("pgd on cnn (none) on mnist, linf 1/10: x",)
+
+
+def test_runs_that_hold_several_others_on_the_same_data_say_so(tmp_path):
+    a, b = (
+        store(tmp_path / m, *((cell(model=m, defense=d), evidence([1])) for d in ("none", "jpeg")))
+        for m in ("cnn", "cnn-b")
+    )
+    with pytest.raises(UsageError, match="share no model and defense, and hold several on the same data; compare"):
+        compare(a, b)
+
+
+def test_names_of_matrix_files_are_shown_and_written_nowhere(tmp_path):
+    made = (cell(defense="jpeg:quality=50", attack="pgd:steps=3"), evidence(range(50)))
+    a, b = store(tmp_path / "a", made), store(tmp_path / "b", made, (cell(attack="fgsm", eps="1/5"), evidence([])))
+    for folder, net in ((a, "cnn"), (b, "net")):
+        names = {"jpeg:quality=50": "squash", "pgd:steps=3": "strong", "cnn": net}
+        with Store(folder) as kept:
+            kept.put_shown(RunResult(RunInfo({}, 0, "cpu", "", names=names), (), ()))
+    text = run("compare", a, b)
+    assert text.code == 0, text.err
+    assert " cnn (squash) " in text.out
+    assert "only in B: cnn (none) on digits, linf 1/5" in text.out
+    assert "quality" not in text.out
+    (row,) = run("compare", a, b, "--json").json["rows"]
+    assert (row["a"]["defense"], row["b"]["attacks"]) == ("jpeg:quality=50", ["pgd:steps=3"])
 
 
 def test_failed_cells_are_no_results(tmp_path, runs):

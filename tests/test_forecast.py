@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from advplug.contracts import DatasetCaps, DatasetInfo
 from advplug.costs.forecast import audit_cost, cost_of, forecast, images_of
 from advplug.matrix import Sweep
+from advplug.plans import Bound
 from advplug.registry import registry
 from advplug.session import Request, certificates, execute, plan
-from advplug.tables.plan import forecast_json, forecast_text
+from advplug.tables.plan import forecast_json, forecast_text, plan_rows
 from cli_tools import CNN, TINY, run
 from conftest import benchmark_module
 
@@ -53,6 +56,33 @@ def test_the_cost_of_a_sweep() -> None:
 def test_images() -> None:
     assert images_of(planned("fgsm", n=17)[0]) == 17
     assert images_of(planned("fgsm", n=None, datasets=(TINY,))[0]) == 20
+    assert images_of(planned("fgsm", n=None)[0]) == 360
+
+
+def test_more_images_than_there_are_are_not_counted() -> None:
+    (sweep,) = planned("fgsm", n=5000, datasets=(TINY,))
+    assert images_of(sweep) == 20
+    assert cost_of(sweep) == cost_of(planned("fgsm", n=20, datasets=(TINY,))[0])
+    (row,) = plan_rows([sweep], {})
+    assert row["images"] == 20
+    assert "fewer" not in forecast_text(forecast([sweep], [], {}, "none"), None)
+
+
+def test_where_it_is_not_known_how_many_images_there_are_a_forecast_is_of_the_most() -> None:
+    class Unsized:
+        def info(self) -> DatasetInfo:
+            return DatasetInfo(("a", "b"), 1, (8, 8), {"linf": Fraction(1, 10)}, evaluate=50)
+
+        def fingerprint(self) -> str:
+            return "photos"
+
+    data = Bound("photos", {"object": "photos"}, DatasetCaps(), Unsized())
+    (sweep,) = planned("fgsm", n=5000, datasets=(data,))
+    assert images_of(sweep) == 5000
+    told = "fewer, should there be fewer test images than are asked for: photos"
+    assert told in forecast_text(forecast([sweep], [], {}, "none"), None).splitlines()
+    (usual,) = planned("fgsm", n=None, datasets=(data,))
+    assert "fewer" not in forecast_text(forecast([usual], [], {}, "none"), None)
 
 
 @pytest.mark.parametrize(("attack", "twice"), [("ifgsm:steps=10", 2), ("square:queries=50", 1)])

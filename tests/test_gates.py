@@ -37,7 +37,7 @@ def worse(tmp_path: Path) -> Path:
 def test_a_figure_below_its_floor_ends_with_1_and_is_named(better: Path, worse: Path) -> None:
     ran = run("compare", better, worse, "--fail-under", "robust_accuracy=0.51")
     assert ran.code == 1
-    assert ran.err == "Error: cnn (none), linf 1/10: robust_accuracy is 0.500, at least 0.51 is asked for\n"
+    assert ran.err == "Error: cnn (none) on digits, linf 1/10: robust_accuracy is 0.500, at least 0.51 is asked for\n"
     assert "B is less robust" in ran.out  # the comparison is printed all the same
     assert run("compare", better, worse, "--fail-under", "robust_accuracy=0.5").code == 0
     # Only B has to reach it, and every floor has to be.
@@ -49,7 +49,9 @@ def test_a_figure_below_its_floor_ends_with_1_and_is_named(better: Path, worse: 
 def test_of_several_threats_the_lowest_is_named(tmp_path: Path) -> None:
     seen = {eps: evidence(range(n), n=N) for eps, n in (("1/10", 20), ("1/5", 80))}
     a, b = (stored(tmp_path / name, *((cell(e, eps=eps), e) for eps, e in seen.items())) for name in "ab")
-    with pytest.raises(GateError, match=r"cnn \(none\), linf 1/5: robust_accuracy is 0\.600, at least 0\.7 is"):
+    with pytest.raises(
+        GateError, match=r"cnn \(none\) on digits, linf 1/5: robust_accuracy is 0\.600, at least 0\.7 is"
+    ):
         gate(compare(a, b), Gate({"robust_accuracy": 0.7}))
 
 
@@ -91,7 +93,7 @@ def test_what_failed_passes_no_gate(better: Path, tmp_path: Path) -> None:
     assert run("compare", better, b).code == 0
     ran = run("compare", better, b, "--fail-on-regression")
     assert ran.code == 1
-    assert "square on cnn (none), linf 1/10: out of memory (of 1 that failed in B)" in ran.err
+    assert "square on cnn (none) on digits, linf 1/10: out of memory (of 1 that failed in B)" in ran.err
 
 
 def test_runs_without_an_image_in_common_pass_no_gate(better: Path, tmp_path: Path) -> None:
@@ -110,7 +112,7 @@ def test_poisons_that_succeed_more_are_a_regression(tmp_path: Path) -> None:
     low, high = made("low", 2), made("high", 30)
     ran = run("compare", low, high, "--fail-on-regression")
     assert ran.code == 1
-    assert "cnn (none), ba:count=7: attack_success_rate rose by 70.0 points" in ran.err
+    assert "cnn (none) on digits, ba:count=7: attack_success_rate rose by 70.0 points" in ran.err
     assert run("compare", high, low, "--fail-on-regression").code == 0
     assert run("compare", high, low, "--fail-under", "triggered_accuracy=0.95").code == 0
     fell = run("compare", low, high, "--fail-under", "triggered_accuracy=0.5")

@@ -206,7 +206,11 @@ def test_images_of_other_sizes_and_colours_are_brought_to_the_packs(pack: Path, 
 
 def test_a_file_that_is_no_image_ends_in_one_line(pack: Path, images: list[Path], tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image")
-    for path, told in ((tmp_path / "text.png", "cannot be read"), (tmp_path / "gone.png", "there is no image")):
+    for path, told in (
+        (tmp_path / "text.png", "); give an image such as a PNG or JPEG file\n"),
+        (tmp_path / "gone.png", "there is no image"),
+        (tmp_path, "is a folder; name the images in it"),
+    ):
         ran = run("predict", pack, images[0], path)
         assert (ran.code, ran.out, len(ran.err.splitlines())) == (2, "", 1)
         assert told in ran.err
@@ -261,6 +265,8 @@ def test_a_manifest_names_its_own_files_and_no_others(copied: Path) -> None:
     assert "names no model.pt2" in refused(copied)
     (copied / "manifest.json").unlink()
     assert "is no pack: it has no manifest.json" in refused(copied)
+    gone = copied.with_name("gone")
+    assert f"there is no pack {gone}; advplug pack MODEL DEFENSE -o {gone} makes one" in refused(gone)
 
 
 def test_the_manifests_own_hash_can_be_asked_for(copied: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from advplug.studies.shown_names import called, names_of, renamed, spelled_out
+from advplug.studies.shown_names import called, names_of, renamed, shared, spelled_out
 from cli_tools import CNN, TINY
 from conftest import advplug
 
@@ -49,6 +49,12 @@ def test_a_defense_with_a_budget_lends_its_name_to_no_other() -> None:
     assert called("advtrain:eps=8/255+jpeg", names) == "at8+jpeg"
 
 
+def test_names_of_two_runs_that_mean_the_same() -> None:
+    ours = {"jpeg": "squash", "pgd:steps=3": "strong", "prune": "thin"}
+    theirs = {"jpeg": "squash", "pgd:steps=4": "strong", "cnn:epochs=1": "net"}
+    assert shared(ours, theirs) == {"jpeg": "squash", "prune": "thin", "cnn:epochs=1": "net"}
+
+
 def test_a_run_with_names(tmp_path: Path) -> None:
     matrix = {
         "variants": {"small": TINY, "net": CNN, "squash": "jpeg:quality=50", "strong": "pgd:steps=3"},
@@ -68,6 +74,12 @@ def test_a_run_with_names(tmp_path: Path) -> None:
     assert "squash" in table
     assert "jpeg:quality" not in table
     assert "jpeg:quality=50" in advplug("export", "out", "-f", "csv", cwd=tmp_path).stdout
+    for command in (("run", "m.yaml", "-o", "out", "--dry-run"), ("status", "out")):
+        shown, told = (advplug(*command, *more, cwd=tmp_path).stdout for more in ((), ("--json",)))
+        assert " squash " in shown
+        assert "jpeg:quality" not in shown
+        assert "fake:" not in shown
+        assert {c["defense"] for c in json.loads(told)["cells"]} == {"none", "jpeg:quality=50"}
     made = advplug("report", "out", "--explain", cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     page = (tmp_path / "out" / "report.html").read_text()

@@ -150,20 +150,45 @@ def test_a_cell_that_is_included_again_with_other_budgets_is_there_once() -> Non
     text = "models: cnn\nattacks: [fgsm, pgd]\neps: [1/255, 2/255, 3/255]\ninclude:\n- {attacks: pgd, eps: 3/255}\n"
     assert [len(s.budgets) for s in plan(text).sweeps] == [3, 3]
     assert run("run", "m.yaml", "--dry-run").out.startswith("6 cells, ")
-    # Sweeps that begin with the same budgets share those cells.
+    # Overlapping budgets are one sweep, in which each starts from the smaller ones.
     plan("models: cnn\nattacks: pgd\neps: [1/255, 2/255]\ninclude:\n- {eps: [1/255, 3/255]}\n")
     rows = run("run", "m.yaml", "--dry-run", "--json").json["cells"]
     assert [r["eps"] for r in rows] == ["1/255", "2/255", "1/85"]
 
 
-def test_images_that_static_attacks_want_are_crafted_at_their_budgets() -> None:
+def test_images_that_static_attacks_want_are_those_of_the_whole_curve() -> None:
     text = "models: cnn\nattacks: pgd\neps: [1/255, 3/255]\ninclude:\n- {defenses: jpeg, eps: 3/255}\n"
     sweeps = plan(text).sweeps
-    assert [(s.victim.defense_label, len(s.budgets)) for s in sweeps] == [("none", 2), ("none", 1), ("jpeg", 1)]
-    assert sweeps[2].baseline is not None
-    assert sweeps[2].baseline.key == sweeps[1].key
+    assert [(s.victim.defense_label, len(s.budgets)) for s in sweeps] == [("none", 2), ("jpeg", 1)]
+    assert sweeps[1].baseline is not None
+    assert sweeps[1].baseline.key == sweeps[0].key
     both = text.replace("attacks: pgd\n", "attacks: pgd\ndefenses: jpeg\n")
     assert [len(s.budgets) for s in plan(both).sweeps] == [2, 2]
+    alone = plan("models: cnn\nattacks: pgd\neps: 3/255\ndefenses: jpeg\n").sweeps[1]
+    assert alone.cell_key(alone.budgets[0]) != sweeps[1].cell_key(alone.budgets[0])
+    excluded = plan(both.split("include")[0] + "exclude: {defense: jpeg, eps: 3/255}\n").sweeps
+    assert excluded[1].baseline is not None
+    assert excluded[1].baseline.key == excluded[0].key
+
+
+def test_the_undefended_model_is_attacked_once_at_each_budget_of_overlapping_blocks() -> None:
+    text = f"datasets: '{TINY}'\nmodels: {CNN}\ndefenses: jpeg\nattacks: pgd:steps=2\neps: [1/20, 1/10]\naudit: none\n"
+    text += "include:\n- {defenses: bit-depth, eps: [1/10, 1/5]}\n- {defenses: prune, eps: 1/5}\n"
+    planned = plan(text)
+    assert [(s.victim.defense_label, [str(e) for e in s.budgets]) for s in planned.sweeps] == [
+        ("none", ["1/20", "1/10", "1/5"]),
+        ("jpeg", ["1/20", "1/10"]),
+        ("bit-depth", ["1/10", "1/5"]),
+        ("prune", ["1/5"]),
+    ]
+    ran = run("run", "m.yaml", "-o", "out", "-q", "--json")
+    assert ran.code == 0, ran.err
+    made = ran.json["cells"]
+    assert len({(c["defense"], c["eps"]) for c in made}) == len(made) == 8
+    static = {c["defense"]: c["metrics"]["static_robust_accuracy"] for c in made}
+    assert static.pop("none") is None
+    assert None not in static.values()
+    assert {threat["attacks"] == ["pgd:steps=2"] for threat in ran.json["threats"]} == {True}
 
 
 def test_variants_are_the_references_they_name() -> None:
@@ -195,9 +220,35 @@ def test_a_flag_in_place_of_what_is_wrong_in_the_file() -> None:
         plan("models: cnn\nattacks: zzz\n", Flags({"models": ("resnet18",)}))
 
 
-def test_what_is_wrong_with_a_flag_has_no_line() -> None:
-    with pytest.raises(UsageError, match=r"^m\.yaml: eps '8': pixels lie in"):
-        plan("models: cnn\nattacks: fgsm\neps: 8\n", Flags({"eps": ("8",)}))
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (Flags({"eps": ("8",)}), "eps '8': pixels lie in"),
+        (Flags({"eps": ("far",)}), "eps 'far' is not a number"),
+        (Flags({"models": ("cnnn",)}), "no model is called 'cnnn'; did you mean 'cnn'?"),
+        (Flags({"defenses": ("jpeg+squahs",)}), "no defense is called 'squahs'; did you mean the variant 'squash'?"),
+        (Flags({"attacks": ("fgsm:foo=1",)}), "attack 'fgsm' has no parameter 'foo'"),
+        (Flags({"attacks": ("fgsm:target=99",)}), "fgsm:target=99: target 99 is no class"),
+        (Flags({"seeds": (-1,)}), "--seed must be"),
+        (Flags(n=0), "-n must be"),
+    ],
+)
+@pytest.mark.parametrize("more", ["", "include: {models: resnet18, attacks: pgd}\n"])
+def test_what_is_wrong_with_a_flag_is_not_said_of_the_file(flags: Flags, told: str, more: str) -> None:
+    text = "variants: {squash: jpeg}\nmodels: cnn\nattacks: fgsm\neps: 1/255\n"
+    with pytest.raises(UsageError) as error:
+        plan(text + more, flags)
+    assert str(error.value).startswith(told)
+
+
+def test_an_entry_for_what_a_flag_replaced_need_exclude_nothing() -> None:
+    text = "models: cnn\ndefenses: jpeg\nattacks: [fgsm, pgd]\nexclude:\n- {attack: pgd}\n- {defense: none, seed: 0}\n"
+    assert plan(text).notes == ()
+    for flags in ({"attacks": ("fgsm",)}, {"attacks": ("fgsm",), "seeds": (1,)}):
+        assert plan(text, Flags(flags)).notes == ()
+    assert plan(text, Flags(baseline=False)).notes == ()
+    nothing = text.replace("attack: pgd", "attack: noise")
+    assert plan(nothing, Flags({"models": ("cnn-a",)})).notes == ("m.yaml:5: this excludes nothing",)
 
 
 def test_flags_on_the_command_line() -> None:

@@ -110,7 +110,7 @@ class Images_:
     def info(self) -> DatasetInfo:
         names = ("a", "a") if self.fault == "names" else ("a", "b")
         budgets = {} if self.fault == "budgets" else {"linf": Fraction(9 if self.fault == "eps" else 1, 8)}
-        return DatasetInfo(names, 1, (4, 4), budgets)
+        return DatasetInfo(names, 1, (4, 4), budgets, images=9 if self.fault == "images" else 20)
 
     def fingerprint(self) -> str:
         return str(self.number) if self.fault == "fingerprint" else "fixed"
@@ -133,6 +133,7 @@ class Images_:
     [
         ("", ""),
         ("names", "facts: class names must differ"),
+        ("images", "loads: info() tells of 9 test images, there are "),
         ("budgets", "facts: it needs a customary budget"),
         ("eps", "facts: pixels lie in [0, 1]"),
         ("fingerprint", "fingerprint: fingerprint() changes"),

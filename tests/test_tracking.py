@@ -17,7 +17,7 @@ from advplug.contracts import Spec, TrackerCaps
 from advplug.errors import UsageError
 from advplug.hooks import hookimpl
 from advplug.registry import Source
-from advplug.results import RunResult
+from advplug.results import RunInfo, RunResult, ThreatRow
 from advplug.testing import check_tracker
 from advplug.testing.trackers import results
 from advplug.tracking import track
@@ -178,6 +178,15 @@ def test_jsonl_appends_a_line_a_figure(tmp_path: Path) -> None:
     assert first["worst_case_accuracy_low"] == pytest.approx(0.2761, abs=1e-4)
     assert (proven["kind"], proven["average_radius"]) == ("certificate", 0.3)
     assert (poisoned["attack_success_rate"], failed["reason"]) == (0.96, "no captions")
+
+
+@pytest.mark.parametrize(("number", "told"), [(1, "1 line in"), (2, "2 lines in")])
+def test_jsonl_says_how_many_lines_it_wrote(number: int, told: str, tmp_path: Path) -> None:
+    from advplug.builtin.trackers import jsonl
+
+    row = ThreatRow("digits", "cnn", "none", "linf", "1/10", "untargeted", 0, ("pgd",), None, None, None, None)
+    result = RunResult(RunInfo({}, 0, "cpu", ""), (), (row,) * number)
+    assert jsonl(tmp_path / "log.jsonl")(result, {}) == f"{told} {tmp_path / 'log.jsonl'}"
 
 
 def test_the_kit_finds_what_a_tracker_does_wrong() -> None:

@@ -33,7 +33,7 @@ class Sweep:
     """The unit of work: one victim, one attack, all its budgets in one norm, ascending.
 
     `static` says that images crafted on the undefended baseline are judged too, `asked` that the budgets are not
-    merely the customary ones.
+    merely the customary ones. `crafted_at` are the baseline's budgets where it is attacked at more than these.
     """
 
     victim: VictimPlan
@@ -47,9 +47,11 @@ class Sweep:
     notes: tuple[str, ...] = ()
     static: bool = False
     asked: bool = False
+    crafted_at: tuple[Fraction, ...] = ()
 
     @cached_property
     def key(self) -> str:
+        wider = self.crafted_at not in ((), self.budgets)
         return digest(
             {
                 "schema": SCHEMA,
@@ -61,20 +63,26 @@ class Sweep:
                 "goal": str(self.goal),
                 "n": self.limit,
                 "static": self.static,
+                **({"crafted_at": self.crafted_at} if wider else {}),
             }
         )
 
     def cell_key(self, eps: Fraction) -> str:
         """A budget starts from the smaller ones, so larger ones leave its cell as it is."""
         # A minimum-norm attack is run once, whatever the budgets.
-        chained = () if self.attack.caps.minimum_norm else tuple(b for b in self.budgets if b <= eps)
-        chain = replace(self, budgets=chained)
+        once = self.attack.caps.minimum_norm
+        chained, crafted = (tuple(b for b in budgets if b <= eps and not once)
+                            for budgets in (self.budgets, self.crafted_at))  # fmt: skip
+        chain = replace(self, budgets=chained, crafted_at=crafted)
         return digest({"sweep": chain.key, "eps": eps})
 
     @property
     def baseline(self) -> Sweep | None:
         """The sweep whose images are judged as static ones."""
-        return replace(self, victim=self.victim.baseline, static=False) if self.static else None
+        if not self.static:
+            return None
+        budgets = self.crafted_at or self.budgets
+        return replace(self, victim=self.victim.baseline, static=False, budgets=budgets, crafted_at=())
 
     @property
     def shape(self) -> str:

@@ -146,7 +146,8 @@ def bind_data(data: Any, name: str | None = None, train: Any = None, classes: in
     if count < 2 or y.min(initial=0) < 0 or y.max(initial=0) >= count:
         raise UsageError(f"labels must be class numbers 0 to classes - 1, found {y.min()} to {y.max()} of {count}")
     size = x.shape[2], x.shape[3]
-    info = DatasetInfo(tuple(map(str, range(count))), x.shape[1], size, BUDGETS, trainable=train is not None)
+    info = DatasetInfo(tuple(map(str, range(count))), x.shape[1], size, BUDGETS, trainable=train is not None,
+                       images=len(x))  # fmt: skip
     training, test = (Split(ArrayImages(a), b, np.arange(len(b))) for a, b in ((x_train, y_train), (x, y)))
     digest = hashlib.sha256()
     for array in (x, y, x_train, y_train):

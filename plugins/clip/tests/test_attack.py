@@ -124,7 +124,15 @@ def test_similarity_and_retrieval_fall_together(tmp_path: Path) -> None:
     ran = run("eval", "-m", "toy-retrieval", "--dataset", "colours", "-a", "caption-pgd", "-e", "8/255", "-e", "1/10",
               "-d", "jpeg:quality=75", "-o", tmp_path, "--audit", "none")  # fmt: skip
     assert ran.code == 0, ran.err
-    for heading in ("clean cosine", "under attack [95 %]", "text R@1 %", "image R@1 %", "recovery %"):
+    for heading in (
+        "clean cosine",
+        "under attack [95 %]",
+        "text R@1 %",
+        "text R@1 under attack %",
+        "image R@1 %",
+        "image R@1, gallery attacked %",
+        "recovery %",
+    ):
         assert heading in ran.out
     assert run("report", tmp_path, "-o", tmp_path / "page.html").code == 0
     page = (tmp_path / "page.html").read_text()

@@ -121,8 +121,8 @@ def decode_image(path: Path, size: int, resize: int) -> Array:
     return square(read_rgb(path), size, resize)
 
 
-def read_rgb(source: Path | IO[bytes], name: object = None) -> Image:
-    """An image in RGB, of its full size; `name` is what errors call it. Raises UsageError.
+def read_rgb(source: Path | IO[bytes], name: object = None, advice: str = "repair or remove it") -> Image:
+    """An image in RGB, of its full size; `name` is what errors call it, `advice` how they end. Raises UsageError.
 
     Transparency is dropped and EXIF rotation not applied, as in torchvision's ImageFolder, so that
     checkpoints see what they were trained on.
@@ -134,7 +134,7 @@ def read_rgb(source: Path | IO[bytes], name: object = None) -> Image:
             return _to_rgb(opened)
     except Exception as error:  # decoders raise anything on damaged bytes
         why = " ".join(str(error).split()) or type(error).__name__
-        raise UsageError(f"the image '{name or source}' cannot be read ({why}); repair or remove it") from error
+        raise UsageError(f"the image '{name or source}' cannot be read ({why}); {advice}") from error
 
 
 def square(image: Image, size: int, resize: int) -> Array:

@@ -57,7 +57,8 @@ class AsFolder:
         if resize < size:
             raise UsageError(f"as-folder: resize={resize} is below size={size}; it takes at least the size")
         evaluate = info.evaluate if self.amounts.n is None else evaluated(size, self.amounts.n)
-        return replace(info, channels=3, size=(size, size), evaluate=evaluate, captions=False)
+        images = self.amounts.n or info.images
+        return replace(info, channels=3, size=(size, size), evaluate=evaluate, captions=False, images=images)
 
     def _sizes(self, info: DatasetInfo) -> tuple[int, int]:
         size = self.size or min(info.size)

@@ -68,7 +68,8 @@ class Digits:
 
     def info(self) -> DatasetInfo:
         self.amounts.check(1437, 360, self.name)
-        return DatasetInfo(tuple("0123456789"), 1, (self.size, self.size), DIGITS_BUDGETS)
+        shape = (self.size, self.size)
+        return DatasetInfo(tuple("0123456789"), 1, shape, DIGITS_BUDGETS, images=self.amounts.n or 360)
 
     def fingerprint(self) -> str:
         version = importlib.metadata.version("scikit-learn")
@@ -105,7 +106,7 @@ class Fake:
 
     def info(self) -> DatasetInfo:
         names = tuple(f"class {i}" for i in range(self.classes))
-        return DatasetInfo(names, self.channels, (self.size, self.size), SMALL_BUDGETS)
+        return DatasetInfo(names, self.channels, (self.size, self.size), SMALL_BUDGETS, images=self.n)
 
     def fingerprint(self) -> str:
         return digest({"fake": vars(self), "format": FORMAT})
@@ -161,11 +162,12 @@ class Download:
     def info(self) -> DatasetInfo:
         train, test = self._counts()
         self.amounts.check(train, test, self.name)
-        evaluate = _evaluate(EVALUATE_SMALL, test if self.amounts.n is None else self.amounts.n)
+        images = test if self.amounts.n is None else self.amounts.n
+        evaluate = _evaluate(EVALUATE_SMALL, images)
         classes = self.kept.of(self.classes)
         if self.name == "mnist":
-            return DatasetInfo(classes, 1, (28, 28), MNIST_BUDGETS, evaluate)
-        return DatasetInfo(classes, 3, (32, 32), SMALL_BUDGETS, evaluate, flip=True)
+            return DatasetInfo(classes, 1, (28, 28), MNIST_BUDGETS, evaluate, images=images)
+        return DatasetInfo(classes, 3, (32, 32), SMALL_BUDGETS, evaluate, flip=True, images=images)
 
     def fingerprint(self) -> str:
         kept = self.kept.recipe()
@@ -241,12 +243,14 @@ class Folder:
         train, test = (len(rows) for rows in self._rows)
         self.amounts.check(train, test, f"'{self.path}'")
         budgets = LARGE_BUDGETS if self.size >= LARGE_FROM else SMALL_BUDGETS
-        evaluate = _evaluate(EVALUATE_LARGE, self.amounts.n or test)
+        images = self.amounts.n or test
+        evaluate = _evaluate(EVALUATE_LARGE, images)
         classes = self.named(self._found[0])
         if len(set(classes)) < len(classes):
             raise UsageError(f"'{self.path}' has two folders for one class: {', '.join(self._found[0])}; merge them")
         shape = (self.size, self.size)
-        return DatasetInfo(classes, 3, shape, budgets, evaluate, flip=True, trainable=not self.test_only)
+        trainable = not self.test_only
+        return DatasetInfo(classes, 3, shape, budgets, evaluate, flip=True, trainable=trainable, images=images)
 
     def fingerprint(self) -> str:
         from advplug.builtin.dataset_files import listing_sha256
@@ -348,9 +352,13 @@ class Npz:
         train, tests = (len(rows) for rows in self._rows)
         self.amounts.check(train, tests, self.name)
         budgets: Mapping[Norm, Fraction] = LARGE_BUDGETS if min(main.size) >= LARGE_FROM else SMALL_BUDGETS
-        evaluate = evaluated(min(main.size), self.amounts.n or tests)
+        images = self.amounts.n or tests
+        evaluate = evaluated(min(main.size), images)
         classes = self.kept.of(self._classes)
-        return DatasetInfo(classes, main.channels, main.size, budgets, evaluate, self.flip, trainable=first is not None)
+        trainable = first is not None
+        return DatasetInfo(
+            classes, main.channels, main.size, budgets, evaluate, self.flip, trainable=trainable, images=images
+        )
 
     def fingerprint(self) -> str:
         from advplug.builtin.dataset_files import file_sha256

@@ -35,7 +35,7 @@ def jsonl(
         # One write, so that runs that end at the same time do not mix their lines.
         with file.expanduser().open("a", encoding="utf-8") as log:
             log.write("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
-        return f"{len(rows)} lines in {file}"
+        return f"{len(rows)} line{'' if len(rows) == 1 else 's'} in {file}"
 
     return track
 

@@ -44,7 +44,7 @@ def compare_runs(
     from advplug.comparisons.runs import compare, render
 
     rules = gate_of(floors, fail_on_regression, tolerance)
-    compared = compare(a, b)
+    compared = compare(a, b, named=not as_json)
     click.echo(compared.to_json() if as_json else render(compared))
     gate(compared, rules)
 

@@ -41,8 +41,8 @@ def plugin_new(name: str, kind: str, output: Path) -> None:
 @plugin.command("check")
 @click.argument("name")
 def plugin_check(name: str) -> None:
-    """Run the conformance suite on everything that an installed plugin registers."""
-    from advplug.errors import PluginError
+    """Run the conformance suite on everything that an installed plugin registers; exit 1 where a check fails."""
+    from advplug.errors import GateError
     from advplug.testing import check_plugin
 
     results = check_plugin(name)
@@ -51,7 +51,7 @@ def plugin_check(name: str) -> None:
         click.echo(f"{states[ok]} {subject}{': ' + detail if detail else ''}")
     bad = sum(ok is False for _, ok, _ in results)
     if bad:
-        raise PluginError(f"{bad} of {len(results)} checks failed")
+        raise GateError(f"{bad} of {len(results)} checks failed")
 
 
 @click.group()

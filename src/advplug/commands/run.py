@@ -161,8 +161,8 @@ def _forecast(planned: Planned, calibrate: bool, as_json: bool, verbose: bool) -
         click.echo(json.dumps({**rows, "forecast": forecast_json(cost, seconds)}, indent=2))
         return
     title = [planned.matrix.title] if planned.matrix.title else []
-    plan = render_plan(planned.sweeps, done, proofs, planned.poisons)
-    click.echo("\n\n".join([*title, plan, forecast_text(cost, seconds)]))
+    plan = render_plan(planned.sweeps, done, proofs, planned.poisons, request.names)
+    click.echo("\n\n".join([*title, plan, forecast_text(cost, seconds, request.names)]))
 
 
 def _keys(planned: Planned) -> list[str]:

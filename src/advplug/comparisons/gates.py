@@ -111,4 +111,5 @@ def _losses(row: Row) -> Iterator[tuple[tuple[float, float], str]]:
 
 def _what(row: Row) -> str:
     b = row.b
-    return f"{b.model} ({b.defense}), " + (b.attack if isinstance(b, PoisonSide) else f"{b.norm} {b.eps}")
+    what = b.attack if isinstance(b, PoisonSide) else f"{b.norm} {b.eps}"
+    return f"{b.model} ({b.defense}) on {b.dataset}, {what}"

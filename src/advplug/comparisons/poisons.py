@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from advplug.poisons.evidence import PoisonEvidence, differences, measured
 from advplug.results import Poisoning, poisoning_from_json
 from advplug.store import cells, reading
 from advplug.stored.runs import read
+from advplug.studies.shown_names import renamed_row
 
 SUCCESS = ("attack_success_rate", "poison_success_rate")
 """What the attacker wants; higher is worse."""
@@ -60,8 +62,11 @@ class PoisonComparisons:
 Found = dict[tuple[object, ...], tuple[PoisonSide, PoisonEvidence]]
 
 
-def compare_poisonings(a: Path, b: Path) -> PoisonComparisons:
-    """Those of the same name; where each run has a single one left of an attack on the same data, these two."""
+def compare_poisonings(a: Path, b: Path, names: Mapping[str, str] | None = None) -> PoisonComparisons:
+    """Those of the same name; where each run has a single one left of an attack on the same data, these two.
+
+    `names` are shown in the place of references.
+    """
     ours, theirs = _found(a), _found(b)
     counts = len(ours), len(theirs)
     pairs = [(ours.pop(key), theirs.pop(key)) for key in list(ours) if key in theirs]
@@ -70,13 +75,15 @@ def compare_poisonings(a: Path, b: Path) -> PoisonComparisons:
         if len(mine) == len(other) == 1:
             pairs.append((ours.pop(mine[0]), theirs.pop(other[0])))
     rows, notes = [], []
+    told = names or {}
     for (left, before), (right, after) in pairs:
+        left, right = renamed_row(left, told), renamed_row(right, told)
         paired: dict[str, Estimate | None] = differences(after, before)
         if any(paired.values()):
             rows.append(PoisonComparison(left, right, paired, conclusion(left, right, paired)))
         else:
             notes.append(f"{left.name}: the runs judged other images")
-    only_a, only_b = (tuple(side.name for side, _ in found.values()) for found in (ours, theirs))
+    only_a, only_b = (tuple(renamed_row(s, told).name for s, _ in found.values()) for found in (ours, theirs))
     return PoisonComparisons(tuple(rows), len(pairs), *counts, only_a, only_b, tuple(notes))
 
 

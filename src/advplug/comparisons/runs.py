@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from advplug.keys import SCHEMA
 from advplug.results import RunResult
 from advplug.store import THREAT
 from advplug.stored.runs import observed, read
+from advplug.studies.shown_names import called, in_row, renamed_row, shared
 
 COLUMNS = THREAT
 UNTRUSTED = "not trustworthy"
@@ -100,6 +101,11 @@ class _Threat:
         budget = f"{c['norm']} {c['eps']}" + (f", {c['shape']}" if c["shape"] else "")
         return f"{c['model']} ({c['defense']}) on {c['dataset']}, {budget}, {c['goal']}, seed {c['seed']}"
 
+    def call(self, names: Mapping[str, str]) -> None:
+        """Puts names in the place of references."""
+        self.columns = in_row(self.columns, names)
+        self.attacks = [called(label, names) for label in self.attacks]
+
     def like(self) -> tuple[Any, ...]:
         return tuple(self.columns[c] for c in LIKE)
 
@@ -132,8 +138,10 @@ class _Threat:
         return Side(worst_case_accuracy=None, **columns)
 
 
-def compare(a: Path, b: Path) -> Compared:
+def compare(a: Path, b: Path, named: bool = False) -> Compared:
     """The folders `a` and `b` of two runs, threat by threat; a folder is read, never written.
+
+    `named` puts the names of the runs' matrix files in the place of references, for people.
 
     Threats are matched by everything that names them; where each run has a single one left on the same data, norm,
     eps and goal, these two are compared, whatever model and defense they have. Attacks on training data likewise, by
@@ -141,13 +149,19 @@ def compare(a: Path, b: Path) -> Compared:
     """
     results = read(a), read(b)
     ours, theirs = (_threats(folder, result) for folder, result in zip((a, b), results, strict=True))
-    poisons = compare_poisonings(a, b)
+    names = shared(*(result.run.names for result in results)) if named else {}
+    poisons = compare_poisonings(a, b, names)
     for folder, found, held in ((a, ours, poisons.a), (b, theirs, poisons.b)):
         if not found and not held:
             raise UsageError(f"{folder} holds no finished cell; advplug eval -o {folder} makes some")
+    of_a, of_b = ({(*t.like(), t.minimised) for t in side.values()} for side in (ours, theirs))
     pairs = _paired(ours, theirs)
     if not pairs and not poisons.pairs:
-        raise UsageError(f"{a} and {b} share no dataset, norm, eps and goal: there is nothing to compare")
+        several = "share no model and defense, and hold several on the same data; compare runs that hold one each"
+        none = "share no dataset, norm, eps and goal: there is nothing to compare"
+        raise UsageError(f"{a} and {b} {several if of_a & of_b else none}")
+    for threat in (*(t for pair in pairs for t in pair), *ours.values(), *theirs.values()):
+        threat.call(names)
     rows, notes = [], list(poisons.notes)
     for left, right in pairs:
         common = np.intersect1d(left.evidence[0].index, right.evidence[0].index)
@@ -159,7 +173,7 @@ def compare(a: Path, b: Path) -> Compared:
             met = " against ".join(", ".join(dict.fromkeys(t.attacks)) for t in (left, right))
             notes.append(f"{left.name}: other attacks may explain the difference: {met}")
     only_a, only_b = (tuple(t.name for t in side.values()) for side in (ours, theirs))
-    failed = tuple(f"{_failed(made)}: {made.reason}" for made in results[1].failed)
+    failed = tuple(f"{_failed(renamed_row(made, names))}: {made.reason}" for made in results[1].failed)
     return Compared(str(a), str(b), tuple(rows), (*only_a, *poisons.only_a), (*only_b, *poisons.only_b), tuple(notes),
                     poisons.rows, failed)  # fmt: skip
 
@@ -168,19 +182,21 @@ def _failed(made: Any) -> str:
     """What a failed cell, certificate or poisoning was of."""
     attack = getattr(made, "attack", "certificate")
     threat = " ".join(filter(None, (getattr(made, "norm", ""), getattr(made, "eps", ""))))
-    return f"{attack} on {made.model} ({made.defense})" + (f", {threat}" if threat else "")
+    return f"{attack} on {made.model} ({made.defense}) on {made.dataset}" + (f", {threat}" if threat else "")
 
 
 def _paired(
     ours: dict[tuple[Any, ...], _Threat], theirs: dict[tuple[Any, ...], _Threat]
 ) -> list[tuple[_Threat, _Threat]]:
-    """Takes what goes together out of both."""
+    """Takes what goes together out of both, in the order of ours."""
+    order = {id(threat): place for place, threat in enumerate(ours.values())}
     pairs = [(ours.pop(key), theirs.pop(key)) for key in list(ours) if key in theirs]
     for threat in list(ours.values()):
         mine = [k for k, t in ours.items() if t.like() == threat.like()]
         other = [k for k, t in theirs.items() if t.like() == threat.like()]
         if len(mine) == len(other) == 1:
             pairs.append((ours.pop(mine[0]), theirs.pop(other[0])))
+    pairs.sort(key=lambda pair: order[id(pair[0])])
     return [(left, right) for left, right in pairs if left.minimised == right.minimised]
 
 

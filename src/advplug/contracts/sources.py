@@ -20,7 +20,8 @@ class DatasetInfo:
     """What a model has to know to fit a dataset, and the customary way to evaluate on it.
 
     `size` is (height, width) in pixels; `budgets` maps norms to the customary eps; `evaluate` is the
-    default number of test images (None: all); `flip` says that mirrored images keep their class;
+    default number of test images (None: all), `images` how many there are at most, where that is known without
+    loading them; `flip` says that mirrored images keep their class;
     `trainable` that there is a training split; `captions` that each image has texts of its own. Captioned data may
     have no classes.
     """
@@ -34,6 +35,7 @@ class DatasetInfo:
     modality: str = "image"
     trainable: bool = True
     captions: bool = False
+    images: int | None = None
 
 
 class DatasetSource(Protocol):

@@ -125,18 +125,23 @@ def certificate_cost(plan: CertificatePlan) -> Cost:
         return Cost()
     last = next((d.params for d in reversed(plan.victim.defense) if d.caps.certifies), {})
     copies = last["n"] + last["n0"] if {"n", "n0"} <= set(last) else CERTIFIED
-    decisions = (plan.limit or test_images(plan.victim.dataset)) * copies
+    decisions = counted(plan.limit, plan.victim.dataset) * copies
     return Cost(0, 0, decisions, decisions, {"n", "n0"} <= set(last))
 
 
 def images_of(sweep: Sweep) -> int:
-    return sweep.limit or test_images(sweep.victim.dataset)
+    return counted(sweep.limit, sweep.victim.dataset)
 
 
-def test_images(dataset: Bound) -> int:
-    """Images of a test set that is used whole; a guess where it does not say, which the first run corrects."""
+def counted(limit: int | None, dataset: Bound) -> int:
+    """Images that are evaluated: `limit`, or what there is of a smaller test set.
+
+    Of a test set that is used whole and does not say how large it is, it is a guess, which the first run corrects.
+    """
     info: DatasetInfo = dataset.value.info()
-    return info.evaluate or int(dataset.params.get("n") or 1000)
+    if limit is None:
+        return info.evaluate or info.images or int(dataset.params.get("n") or 1000)
+    return limit if info.images is None else min(limit, info.images)
 
 
 # --- one image at one budget ---
@@ -208,10 +213,14 @@ def _whole(value: Any, otherwise: int) -> int:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is still to be done: its cost by victim key, trainings aside, and the attacks that do not tell theirs."""
+    """What is still to be done: its cost by victim key, trainings aside, and the attacks that do not tell theirs.
+
+    `unsized` are data that may hold fewer test images than were asked for, and were counted.
+    """
 
     victims: Mapping[str, tuple[VictimPlan, Cost]]
     unknown: tuple[str, ...] = ()
+    unsized: tuple[str, ...] = ()
 
     @property
     def total(self) -> Cost:
@@ -250,4 +259,11 @@ def forecast(
         if done.get(proof.key) != "ok":
             add(proof.victim, certificate_cost(proof))
     unknown = dict.fromkeys(s.attack.label for s in left if not cost_of(s).known)
-    return Forecast(costs, tuple(unknown))
+    unsized = dict.fromkeys(s.victim.dataset.label for s in left if _unsized(s))
+    return Forecast(costs, tuple(unknown), tuple(unsized))
+
+
+def _unsized(sweep: Sweep) -> bool:
+    """Whether more images were asked for than there may be; what a dataset itself proposes it has."""
+    info: DatasetInfo = sweep.victim.dataset.value.info()
+    return info.images is None and sweep.limit not in (None, info.evaluate)

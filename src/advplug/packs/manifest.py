@@ -111,6 +111,8 @@ def opened(folder: Path, sha256: str | None = None) -> Manifest:
     Raises UsageError, in one line, for what is missing, cut off or changed.
     """
     path = folder / MANIFEST
+    if not folder.exists():
+        raise UsageError(f"there is no pack {folder}; advplug pack MODEL DEFENSE -o {folder} makes one")
     if not path.is_file():
         raise UsageError(f"{folder} is no pack: it has no {MANIFEST}; advplug pack MODEL DEFENSE -o DIR makes one")
     if sha256 is not None and (found := digest(path)) != sha256.strip().lower():

@@ -195,8 +195,9 @@ def as_pixels(path: Path, manifest: Manifest) -> np.ndarray[tuple[int, ...], np.
     if manifest.channels not in (1, 3):
         raise UsageError(f"this pack takes {manifest.channels} channels, which image files have not; call its graph")
     if not path.is_file():
-        raise UsageError(f"there is no image {path}")
-    image, (height, width) = read_rgb(path), manifest.size
+        what = f"{path} is a folder; name the images in it" if path.is_dir() else f"there is no image {path}"
+        raise UsageError(what)
+    image, (height, width) = read_rgb(path, advice="give an image such as a PNG or JPEG file"), manifest.size
     if height == width:
         found = square(image, height, height)
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from advplug.defaults import SPEC
 from advplug.session import Request
 from advplug.store import cells, no_run, reading
 from advplug.studies.plan import plan_file
+from advplug.studies.shown_names import in_row
 from advplug.table import grid
 from advplug.tables.plan import plan_rows, poison_rows, proof_rows
 
@@ -25,12 +26,13 @@ _OF_PLAN = {"to do": "pending", "again": "failed", "done": "done", "refused": "r
 @dataclass(frozen=True)
 class Status:
     """Rows of cells, certificates and poisonings, each with `state` and `reason`; `others` are stored cells that the
-    folder's spec does not ask for. `left` is what is still to be spent."""
+    folder's spec does not ask for. `left` is what is still to be spent, `names` what people call references."""
 
     title: str | None
     rows: tuple[dict[str, Any], ...]
     others: int
     left: Forecast | None
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -57,7 +59,8 @@ def status(folder: Path) -> Status:
     found = [*plan_rows(asked.sweeps, done), *proof_rows(proofs, done), *poison_rows(asked.poisons, done)]
     rows = tuple(_row(row, stored) for row in found)
     others = len(set(stored) - {row["key"] for row in rows})
-    return Status(asked.matrix.title, rows, others, forecast(asked.sweeps, proofs, done, asked.request.audit))
+    left = forecast(asked.sweeps, proofs, done, asked.request.audit)
+    return Status(asked.matrix.title, rows, others, left, asked.request.names)
 
 
 def _stored(folder: Path) -> dict[str, dict[str, Any]]:
@@ -82,13 +85,14 @@ def render(found: Status) -> str:
     if found.left is None:
         return f"{head}{counted}; this folder has no {SPEC}, so that what is pending is not known"
     victims: dict[tuple[str, ...], list[str]] = {}
-    for row in found.rows:
+    rows = [in_row(row, found.names) for row in found.rows]
+    for row in rows:
         named = tuple(str(row[name]) for name in ("dataset", "model", "defense", "seed"))
         victims.setdefault(named, []).append(row["state"])
     shown = [s for s in STATES if found.counts[s]]
     lines = [[*named, *(str(states.count(s)) for s in shown)] for named, states in victims.items()]
     text = grid(f"{head}{len(found.rows)} cells: {counted}", ["dataset", "model", "defense", "seed", *shown], lines)
-    more = [f"{row['state']}: {_name(row)}: {row['reason']}" for row in found.rows if row["reason"]]
+    more = [f"{row['state']}: {_name(row)}: {row['reason']}" for row in rows if row["reason"]]
     if found.counts["pending"]:
         more.append(f"pending: about {found.left.total.passes:,} passes of an image, trainings aside")
     if found.others:

@@ -23,6 +23,8 @@ from advplug.studies.file import AXES, Block, Exclude, Loaded, Matrix, demand_ow
 from advplug.studies.shown_names import names_of
 
 _KINDS = {"datasets": "dataset", "models": "model", "defenses": "defense", "attacks": "attack"}
+_EXCLUDED = {**_KINDS, "eps": "eps", "seeds": "seed"}
+"""What an entry of `exclude` calls each axis."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,19 @@ class Flags:
         given = {key: value for key, value in other.items() if value is not None}
         return matrix.model_copy(update={**own, **given, "include": include})
 
+    def reach(self, entry: Exclude) -> bool:
+        """Whether they put something in the place of what the entry excludes, which may then be no part of the run."""
+        replaced = {key for axis, key in _EXCLUDED.items() if self.axes.get(axis)}
+        return bool(entry.model_fields_set & (replaced | ({"defense"} if self.baseline is False else set())))
+
+    def check(self, known: Registry, variants: Mapping[str, str]) -> None:
+        """Raises UsageError, without the file's name, for a value that cannot be used."""
+        for axis, kind in _KINDS.items():
+            for text in self.axes.get(axis) or ():
+                _demand_name(known, kind, text, variants)
+        for text in self.axes.get("eps") or ():
+            parse_budget(text)
+
 
 def plan_file(path: Path, base: Request, scale: str | None = None, flags: Flags | None = None) -> Planned:
     """The cells of a matrix file. `base` says how to run. Raises UsageError, with file and line where it is one's."""
@@ -59,6 +74,7 @@ def plan_file(path: Path, base: Request, scale: str | None = None, flags: Flags 
     loaded = load(path, scale)
     demand_own_names(loaded, [name for kind in hooks.KINDS for name in known.tables[kind]])
     _demand_known(loaded, known, {axis for axis, values in flags.axes.items() if values})
+    flags.check(known, loaded.matrix.variants)
     matrix = resolved(flags.over(loaded.matrix))
     request = replace(
         base, limit=matrix.n, baseline=matrix.baseline, audit=matrix.audit, certify=matrix.certify,
@@ -76,13 +92,13 @@ def plan_file(path: Path, base: Request, scale: str | None = None, flags: Flags 
             meant = _meant(entry, matrix, request)
             sweeps = [left for s in sweeps if (left := _less(s, entry, meant.get(_place(s), set()))) is not None]
             poisons = [p for p in poisons if not _matches(entry, p.victim, p.attack.label) or entry.eps is not None]
-            if sum(len(s.budgets) for s in sweeps) + len(poisons) == before:
+            if sum(len(s.budgets) for s in sweeps) + len(poisons) == before and not flags.reach(entry):
                 notes.append(f"{loaded.where('exclude', position)}: this excludes nothing")
     for position, block in enumerate(matrix.include):
         with _planned(loaded, ("include", position), loaded.matrix.include[position], flags):
             more, others = plan_all(_request(matrix, block, request))
         sweeps, poisons = [*sweeps, *more], [*poisons, *others]
-    unique = _largest(list({s.key: s for s in reversed(sweeps)}.values())[::-1])
+    unique = _joined(list({s.key: s for s in reversed(sweeps)}.values())[::-1])
     attacked = list({p.key: p for p in reversed(poisons)}.values())[::-1]
     if not unique and not attacked:
         raise UsageError(f"{path}: nothing is left of the matrix; exclude less")
@@ -107,6 +123,8 @@ def _planned(loaded: Loaded, path: tuple[int | str, ...], block: Block, flags: F
         yield
     except UsageError as error:
         text = str(error)
+        if _of_flag(text, loaded.matrix.variants, flags):
+            raise
         path = (*path, *_named(text, loaded.matrix.variants, block, flags))
         for option, words in _WORDS.items():
             text = text.replace(option, words)
@@ -123,6 +141,13 @@ def _named(text: str, variants: Mapping[str, str], block: Block, flags: Flags) -
         if text.startswith(f"{parse_reference(spelled(value, variants))}:"):
             return "attacks", position
     return ()
+
+
+def _of_flag(text: str, variants: Mapping[str, str], flags: Flags) -> bool:
+    """Whether a message begins with an option, or with what one of them gave."""
+    given = [f"eps '{parse_budget(value)}'" for value in flags.axes.get("eps") or ()]
+    given += [f"{parse_reference(spelled(value, variants))}:" for value in flags.axes.get("attacks") or ()]
+    return text.startswith(("-", *given))
 
 
 _WORDS = {"of the -e axis": "of 'eps'", "like -e ": "like ", "repeat -a for another": "write another attack"}
@@ -147,19 +172,30 @@ def _request(matrix: Matrix, block: Block, base: Request) -> Request:
     )
 
 
-def _largest(sweeps: Sequence[Sweep]) -> list[Sweep]:
-    """Less those whose budgets another sweep of the same attack has all, unless static attacks want its images."""
+def _joined(sweeps: Sequence[Sweep]) -> list[Sweep]:
+    """The sweeps with those of one victim and attack made one that share a budget, so that no cell is there twice.
 
-    def like(s: Sweep) -> tuple[Any, ...]:
-        return s.victim.key, s.attack.label, s.norm, str(s.goal), s.static
-
-    groups: dict[tuple[Any, ...], list[Sweep]] = {}
+    Static attacks take their images from a sweep of the undefended model that has all of their budgets.
+    """
+    found: dict[tuple[Any, ...], list[Sweep]] = {}
     for sweep in sweeps:
-        groups.setdefault(like(sweep), []).append(sweep)
-    small = {s.key for own in groups.values() for s in own if any(set(s.budgets) < set(o.budgets) for o in own)}
-    if small:
-        small -= {s.baseline.key for s in sweeps if s.baseline is not None and s.key not in small}
-    return [s for s in sweeps if s.key not in small]
+        alike = found.setdefault(_like(sweep, sweep.victim, sweep.static), [])
+        for other in [s for s in alike if set(s.budgets) & set(sweep.budgets)]:
+            alike.remove(other)
+            budgets = tuple(sorted({*other.budgets, *sweep.budgets}))
+            sweep = replace(other, budgets=budgets, asked=other.asked or sweep.asked)
+        alike.append(sweep)
+
+    def placed(sweep: Sweep) -> Sweep:
+        bases = found.get(_like(sweep, sweep.victim.baseline, False), ()) if sweep.static else ()
+        wider = next((base.budgets for base in bases if set(base.budgets) > set(sweep.budgets)), ())
+        return replace(sweep, crafted_at=wider)
+
+    return [placed(sweep) for alike in found.values() for sweep in alike]
+
+
+def _like(sweep: Sweep, victim: VictimPlan, static: bool) -> tuple[Any, ...]:
+    return victim.key, sweep.attack.label, sweep.norm, str(sweep.goal), static
 
 
 def _by_victim(sweeps: Sequence[Sweep]) -> list[Sweep]:
@@ -176,13 +212,17 @@ def _demand_known(loaded: Loaded, known: Registry, overridden: set[str]) -> None
     variants = loaded.matrix.variants
     for path, kind, text in _references(loaded.matrix, overridden):
         with _told(loaded.where(*path)):
-            for part in parse_stack(spelled(text, variants)) if kind == "defense" else [None]:
-                reference = part or parse_reference(spelled(text, variants))
-                try:
-                    bind(known, kind, reference.without(*THREAT_KEYS) if kind == "attack" else reference)
-                except UnknownNameError as error:
-                    hint = did_you_mean(reference.name, variants).replace("mean '", "mean the variant '")
-                    raise UsageError(f"no {kind} is called '{reference.name}'{hint}" if hint else str(error)) from error
+            _demand_name(known, kind, text, variants)
+
+
+def _demand_name(known: Registry, kind: str, text: str, variants: Mapping[str, str]) -> None:
+    for part in parse_stack(spelled(text, variants)) if kind == "defense" else [None]:
+        reference = part or parse_reference(spelled(text, variants))
+        try:
+            bind(known, kind, reference.without(*THREAT_KEYS) if kind == "attack" else reference)
+        except UnknownNameError as error:
+            hint = did_you_mean(reference.name, variants).replace("mean '", "mean the variant '")
+            raise UsageError(f"no {kind} is called '{reference.name}'{hint}" if hint else str(error)) from error
 
 
 def _references(matrix: Matrix, overridden: set[str]) -> Iterator[tuple[tuple[int | str, ...], str, str]]:

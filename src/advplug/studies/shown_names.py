@@ -59,6 +59,22 @@ def _crafted_on(label: str, names: Mapping[str, str]) -> str:
     return str(Reference(told.name, params))
 
 
+def in_row(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """A row of a plan or a status as it is shown to people."""
+    return {key: called(value, names) if key in _SHOWN else value for key, value in row.items()}
+
+
+def shared(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, str]:
+    """The names of two runs that are shown together; one that means something else in each is left out."""
+    texts: list[dict[str, set[str]]] = [{}, {}]
+    for found, names in zip(texts, (ours, theirs), strict=True):
+        for text, name in names.items():
+            found.setdefault(name, set()).add(text)
+    a, b = texts
+    twofold = {name for name in a if name in b and not (a[name] <= b[name] or b[name] <= a[name])}
+    return {text: name for text, name in {**theirs, **ours}.items() if name not in twofold}
+
+
 def renamed(result: RunResult) -> RunResult:
     """The result as it is shown to people."""
     names = result.run.names
@@ -66,7 +82,7 @@ def renamed(result: RunResult) -> RunResult:
         return result
 
     def told(rows: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(_renamed(row, names) for row in rows)
+        return tuple(renamed_row(row, names) for row in rows)
 
     return replace(
         result, cells=told(result.cells), threats=told(result.threats), certificates=told(result.certificates),
@@ -74,7 +90,8 @@ def renamed(result: RunResult) -> RunResult:
     )  # fmt: skip
 
 
-def _renamed(row: Any, names: Mapping[str, str]) -> Any:
+def renamed_row(row: Any, names: Mapping[str, str]) -> Any:
+    """A dataclass that names a cell, a threat or the like, as it is shown."""
     changed: dict[str, Any] = {
         name: called(label, names) for name in _SHOWN if isinstance(label := getattr(row, name, None), str)
     }

@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from advplug.certificates import CertificatePlan
+from advplug.costs.forecast import counted
 from advplug.matrix import Sweep
+from advplug.plans import VictimPlan
 from advplug.poisons.plans import PoisonPlan
 from advplug.progress import duration
+from advplug.studies.shown_names import called, in_row
 from advplug.table import grid
 
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ def plan_rows(sweeps: Sequence[Sweep], done: Mapping[str, str]) -> list[dict[str
                 "eps": str(eps),
                 "goal": str(sweep.goal),
                 "seed": sweep.victim.seed,
-                "images": sweep.limit,
+                "images": _images(sweep.limit, sweep.victim),
                 "state": _state(sweep.refused is not None, done.get(key, "")),
                 "reason": str(sweep.refused) if sweep.refused else None,
                 "notes": list(sweep.notes),
@@ -58,11 +61,16 @@ def _row(plan: CertificatePlan | PoisonPlan, done: Mapping[str, str], **more: An
         "key": plan.key,
         **plan.identity(),
         **more,
-        "images": plan.limit,
+        "images": _images(plan.limit, plan.victim),
         "state": _state(plan.refused is not None, done.get(plan.key, "")),
         "reason": str(plan.refused) if plan.refused else None,
         "notes": [],
     }
+
+
+def _images(limit: int | None, victim: VictimPlan) -> int | None:
+    """What is asked for, or what there is where that is less; None: all."""
+    return None if limit is None else counted(limit, victim.dataset)
 
 
 def _state(refused: bool, stored: str) -> str:
@@ -93,9 +101,10 @@ def forecast_json(cost: Forecast, seconds: Timed | None) -> dict[str, Any]:
     return told
 
 
-def forecast_text(cost: Forecast, seconds: Timed | None) -> str:
-    """The same, for people."""
+def forecast_text(cost: Forecast, seconds: Timed | None, names: Mapping[str, str] | None = None) -> str:
+    """The same, for people; `names` are a matrix file's."""
     total = cost.total
+    unsized, unknown = ([called(label, names or {}) for label in labels] for labels in (cost.unsized, cost.unknown))
     if not cost.victims:
         return "nothing is left to compute"
     lines = [f"forecast: about {total.passes:,} passes of an image, at most {total.most:,}, trainings aside"]
@@ -107,8 +116,10 @@ def forecast_text(cost: Forecast, seconds: Timed | None) -> str:
             told += f", {duration(seconds.training)} of that for {seconds.trainings} trainings that are not cached"
         lines[0] += f"; {told}"
         lines += [f"not timed: {text}" for text in seconds.unknown]
-    if cost.unknown:
-        lines.append(f"guessed, since the parameters do not tell: {', '.join(cost.unknown)}")
+    if unsized:
+        lines.append(f"fewer, should there be fewer test images than are asked for: {', '.join(unsized)}")
+    if unknown:
+        lines.append(f"guessed, since the parameters do not tell: {', '.join(unknown)}")
     return "\n".join(lines)
 
 
@@ -117,13 +128,14 @@ def render_plan(
     done: Mapping[str, str],
     proofs: Sequence[CertificatePlan] = (),
     poisons: Sequence[PoisonPlan] = (),
+    names: Mapping[str, str] | None = None,
 ) -> str:
-    """The cells of a matrix with what is stored of them, and why some are refused."""
+    """The cells of a matrix with what is stored of them, and why some are refused; `names` are a matrix file's."""
     certificates = [
         {**row, "attack": "(certificate)", "eps": ", ".join(row["radii"]) or "-"} for row in proof_rows(proofs, done)
     ]
     attacked = [{**row, "norm": "-", "eps": "-"} for row in poison_rows(poisons, done)]
-    rows = [*plan_rows(sweeps, done), *certificates, *attacked]
+    rows = [in_row(row, names or {}) for row in (*plan_rows(sweeps, done), *certificates, *attacked)]
     remarks = []
     for row in rows:
         if row["reason"]:

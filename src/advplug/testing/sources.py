@@ -218,6 +218,8 @@ def _load(source: DatasetSource) -> Dataset:
     dataset = source.load(offline=True)
     require(isinstance(dataset, Dataset), f"load() must return a Dataset, it returned {type(dataset).__name__}")
     require(dataset.info == source.info(), "Dataset.info differs from info()")
+    most, n = dataset.info.images, len(dataset.test)
+    require(most is None or most >= n, f"info() tells of {most} test images, there are {n}")
     return dataset
 
 

@@ -139,9 +139,10 @@ class CaptionedFiles:
         train, test = (len(rows) for rows in self._rows)
         self.amounts.check(train, test, f"'{self.path}'")
         budgets = LARGE_BUDGETS if self.size >= LARGE_FROM else SMALL_BUDGETS
-        evaluate = EVALUATE_LARGE if (self.amounts.n or test) > EVALUATE_LARGE else None
+        images = self.amounts.n or test
+        evaluate = EVALUATE_LARGE if images > EVALUATE_LARGE else None
         shape = (self.size, self.size)
-        return DatasetInfo(self.classes, 3, shape, budgets, evaluate, trainable=train > 0, captions=True)
+        return DatasetInfo(self.classes, 3, shape, budgets, evaluate, trainable=train > 0, captions=True, images=images)
 
     def fingerprint(self) -> str:
         tables = [t for t in self._found[:2] if t is not None]

@@ -82,9 +82,9 @@ METRICS: list[Spec] = [
             VALUES,
             shown=(
                 ("text_recall_at_1", "text R@1 %"),
-                ("text_recall_attacked_at_1", "attacked %"),
+                ("text_recall_attacked_at_1", "text R@1 under attack %"),
                 ("image_recall_at_1", "image R@1 %"),
-                ("image_recall_attacked_gallery_at_1", "attacked gallery %"),
+                ("image_recall_attacked_gallery_at_1", "image R@1, gallery attacked %"),
             ),
         ),
         "recall at 1, 5 and 10 of texts by images and of images by texts, clean and attacked",

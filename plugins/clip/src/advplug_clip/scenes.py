@@ -73,7 +73,7 @@ class DigitScenes:
         if grid > 1 and self.size < least:
             raise UsageError(f"digit-scenes: {self.count} digits need size={least} or more, got size={self.size}")
         evaluate = EVALUATE_SMALL if self.n > EVALUATE_SMALL else None
-        return DatasetInfo(DIGITS, 3, (self.size, self.size), SMALL_BUDGETS, evaluate, captions=True)
+        return DatasetInfo(DIGITS, 3, (self.size, self.size), SMALL_BUDGETS, evaluate, captions=True, images=self.n)
 
     def fingerprint(self) -> str:
         version = importlib.metadata.version("scikit-learn")
