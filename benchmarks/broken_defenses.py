@@ -31,7 +31,7 @@ from advplug.plans import VictimPlan, bind, bind_stack
 from advplug.progress import Silent
 from advplug.results import RunResult, ThreatRow
 from advplug.rng import Stream
-from advplug.table import grid
+from advplug.tables.text import grid
 from advplug.victim import Victim
 
 DATASET, MODEL, EPS = "digits:size=16", "cnn", Fraction(1, 10)

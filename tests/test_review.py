@@ -22,7 +22,7 @@ from advplug.estimate import Estimate, paired_p_value
 from advplug.registry import Registry, Source, load
 from advplug.rng import Stream
 from advplug.store import Store
-from advplug.table import grid, titled
+from advplug.tables.text import grid, titled
 from advplug.victim import Victim
 
 DRAWS = torch.Generator().manual_seed(0)

@@ -370,7 +370,7 @@ def _folder(path: Path, skip_bad: bool) -> tuple[tuple[Split, ...], tuple[str, .
 
 def render(leaks: Leaks) -> str:
     """The findings as text: the first pairs, shared captions, and what was not compared."""
-    from advplug.table import grid
+    from advplug.tables.text import grid
 
     rows = [
         [p.train_name, p.evaluation_name, p.how + ("" if p.error is None else f" (differs by {p.error:.1%})")]

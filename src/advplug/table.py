@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,41 +12,11 @@ from advplug.health.poisons import CHECKS as POISON_CHECKS
 from advplug.registry import registry
 from advplug.results import Cell, Certificate, CertifiedAccuracy, Flag, Poisoning, RunResult, ThreatRow
 from advplug.separation import sentence
-
-Row = Sequence[str]
-
-
-def percent(estimate: Estimate | None, interval: bool = False) -> str:
-    """`93.4`, or `93.4 [90.3, 95.6]`; a dash where the quantity does not apply."""
-    if estimate is None:
-        return "-"
-    text = f"{100 * estimate.value:.1f}"
-    if interval and estimate.low is not None and estimate.high is not None:
-        text += f" [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
-    return text
-
-
-def points(estimate: Estimate | None) -> str:
-    """`+2.5 [-0.1, +5.0]`: a difference in points."""
-    if estimate is None:
-        return "-"
-    assert estimate.low is not None
-    assert estimate.high is not None
-    return f"{100 * estimate.value:+.1f} [{100 * estimate.low:+.1f}, {100 * estimate.high:+.1f}]"
+from advplug.tables.text import cosine, percent, points, titled
 
 
 def _metric(name: str, interval: bool = False) -> Callable[[Cell], str]:
     return lambda cell: percent(cell.metrics.get(name), interval)
-
-
-def cosine(estimate: Estimate | None, interval: bool = False) -> str:
-    """`0.533`, or `0.533 [0.520, 0.546]`; a dash where the quantity does not apply."""
-    if estimate is None:
-        return "-"
-    text = f"{estimate.value:.3f}"
-    if interval and estimate.low is not None and estimate.high is not None:
-        text += f" [{estimate.low:.3f}, {estimate.high:.3f}]"
-    return text
 
 
 def _cosine(name: str, beside: str = "", interval: bool = False) -> Callable[[Cell], str]:
@@ -195,50 +163,6 @@ def _seed(items: Sequence[Any], of: Callable[[Any], Any] = lambda item: item) ->
     """A column, where there are several seeds."""
     several = len({of(item).seed for item in items}) > 1
     return {"seed": lambda item: str(of(item).seed)} if several else {}
-
-
-def titled(title: str, columns: Mapping[str, Callable[..., str]], items: Sequence[object], constant: Row) -> str:
-    """A table of `items`; columns named in `constant` that never vary move into the title.
-
-    What reads the same stands once: undefended cells may be there alone and within a curve.
-    """
-    if not items:
-        return ""
-    rows = list(dict.fromkeys(tuple(cell(item) for cell in columns.values()) for item in items))
-    fixed = [(i, name) for i, name in enumerate(columns) if name in constant and len({row[i] for row in rows}) == 1]
-    heading = ", ".join(f"{name} {rows[0][i]}" for i, name in fixed)
-    skip = {i for i, _ in fixed} | {
-        i for i, name in enumerate(columns) if len(rows) and all(row[i] == "-" for row in rows)
-    }
-    kept = [i for i in range(len(columns)) if i not in skip]
-    names = list(columns)
-    return grid(
-        f"{title} ({heading})" if heading else title,
-        [names[i] for i in kept],
-        [[r[i] for i in kept] for r in rows],
-    )
-
-
-def grid(title: str, header: Row, rows: Sequence[Row]) -> str:
-    """A plain table; numbers align right. It is never cut to the width of a terminal."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in header:
-        table.add_column(name, justify="right" if "%" in name or name == "eps" else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*(cell.replace("[", "\\[") for cell in row))
-    buffer = io.StringIO()
-    width = max(
-        shutil.get_terminal_size().columns,
-        sum(max(map(len, c)) + 3 for c in zip(header, *rows, strict=True)),
-        40,
-    )
-    Console(file=buffer, width=width, color_system=None, legacy_windows=False, emoji=False).print(table)
-    # Above the table, not in it: there it would be wrapped to the width of a narrow table.
-    return "\n".join([title, *(line.rstrip() for line in buffer.getvalue().splitlines())]).strip("\n")
 
 
 def remarks(result: RunResult) -> list[str]:

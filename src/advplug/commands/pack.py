@@ -85,7 +85,7 @@ def pack(
 
 def _tell(made: Manifest, output: Path, quiet: bool) -> None:
     from advplug.packs.manifest import MANIFEST, digest
-    from advplug.table import percent
+    from advplug.tables.text import percent
 
     for name, told in made.files.items():
         click.echo(f"{output / name}  {told.bytes / 1e6:.1f} MB")
@@ -124,7 +124,7 @@ def predict(folder: Path, images: tuple[Path, ...], sha256: str | None, as_json:
     if as_json:
         click.echo(json.dumps({"schema": 1, "predictions": [asdict(p) for p in made]}, indent=2, allow_nan=False))
         return
-    from advplug.table import grid
+    from advplug.tables.text import grid
 
     rows = [
         [p.image, p.name or "-", "-" if p.probability is None else f"{100 * p.probability:.1f}",

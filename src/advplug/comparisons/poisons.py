@@ -128,7 +128,7 @@ def conclusion(a: PoisonSide, b: PoisonSide, found: dict[str, Estimate | None]) 
 
 def render_poisonings(rows: tuple[PoisonComparison, ...], a: str, b: str) -> str:
     """The comparison as a table, a line for each success; empty where there is none."""
-    from advplug.table import grid, percent, points
+    from advplug.tables.text import grid, percent, points
 
     if not rows:
         return ""

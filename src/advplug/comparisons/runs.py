@@ -258,7 +258,7 @@ def conclusion(difference: Estimate, a: str | None = None, b: str | None = None)
 def render(compared: Compared) -> str:
     """The comparison as text."""
     from advplug.comparisons.poisons import render_poisonings
-    from advplug.table import cosine, percent, points
+    from advplug.tables.text import cosine, percent, points
 
     tables = [
         _table(compared, "accuracy", percent, points, "worst_case_accuracy"),
@@ -279,7 +279,7 @@ def _table(
     name: str,
 ) -> str:
     """The rows of one quantity."""
-    from advplug.table import titled
+    from advplug.tables.text import titled
 
     unit = " %" if quantity == "accuracy" else ""
     columns: dict[str, Callable[[Comparison], str]] = {

@@ -18,7 +18,7 @@ from advplug.stored.runs import class_names, observed, pictured, poisons_picture
 from advplug.stored.samples import PoisonSample, Sample
 from advplug.studies.shown_names import called as called_label
 from advplug.studies.shown_names import renamed
-from advplug.table import cosine, percent, points
+from advplug.tables.text import cosine, percent, points
 
 Item = TypeVar("Item")
 UNDEFENDED = "none"

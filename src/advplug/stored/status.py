@@ -16,8 +16,8 @@ from advplug.session import Request
 from advplug.store import cells, no_run, reading
 from advplug.studies.plan import plan_file
 from advplug.studies.shown_names import in_row
-from advplug.table import grid
 from advplug.tables.plan import plan_rows, poison_rows, proof_rows
+from advplug.tables.text import grid
 
 STATES = ("done", "failed", "refused", "pending")
 _OF_PLAN = {"to do": "pending", "again": "failed", "done": "done", "refused": "refused"}

@@ -13,7 +13,7 @@ from advplug.plans import VictimPlan
 from advplug.poisons.plans import PoisonPlan
 from advplug.progress import duration
 from advplug.studies.shown_names import called, in_row
-from advplug.table import grid
+from advplug.tables.text import grid
 
 if TYPE_CHECKING:
     from advplug.costs.calibrate import Timed

@@ -7,7 +7,8 @@ from dataclasses import replace
 from advplug.defaults import CRAFTED_BY
 from advplug.parse import parse_reference
 from advplug.results import Cell, RunResult
-from advplug.table import grid, percent, remarks
+from advplug.table import remarks
+from advplug.tables.text import grid, percent
 
 
 def render(result: RunResult) -> str:
