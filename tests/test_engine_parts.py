@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from advplug.attacks import precision, transforms
 from advplug.attacks.engine import GradientAttack
-from advplug.attacks.steps import checkpoints
+from advplug.attacks.steps import Adaptive, Memory, Point, checkpoints
 from advplug.ball import TOLERANCE, distance, inside
 from advplug.builtin import gradient, noise
 from advplug.contracts import Batch, Wrap
@@ -386,6 +386,32 @@ def test_reduced_precision_rechecks_and_ends_in_float32(monkeypatch: pytest.Monk
     assert not out.trace.any_iterate.all()
     plain = gradient.pgd(steps=8, precision="float32")(victim, batch, threat(0.01), stream())
     assert (plain.trace.any_iterate != out.trace.any_iterate).sum() <= 1
+
+
+def test_an_adaptive_rule_compares_losses_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 losses have 3 digits: of the highest of many, much is noise, and steps are halved too early."""
+    net = conv_net()
+    x = torch.rand(12, 3, 8, 8)
+    net(x)
+    batch = Batch(x, net(x).argmax(1), torch.arange(12))
+    reduced = precision.Mode(bfloat16=True, channels_last=True)
+    monkeypatch.setattr(precision, "choose", lambda m, x, passes: (reduced, precision.runner(m, reduced)))
+    kinds: list[bool] = []
+    handle = net[2].register_forward_hook(lambda m, i, o: kinds.append(o.dtype == torch.bfloat16))
+    seen: list[Tensor] = []
+    real = Adaptive.step
+
+    def noted(self: Adaptive, point: Point, memory: Memory) -> tuple[Tensor, Memory]:
+        seen.append(memory["best_loss"].clone())
+        return real(self, point, memory)
+
+    monkeypatch.setattr(Adaptive, "step", noted)
+    attack = gradient.apgd(steps=20)  # the first checkpoint comes after 4 steps
+    out = attack(Victim(net, 4, batch_size=12), batch, threat(0.0001), stream())
+    handle.remove()
+    assert not out.trace.any_iterate.any()
+    assert kinds == [True] * 2 + [False] * 19
+    assert [bool(torch.isinf(best).all()) for best in seen] == [True, False, True, *[False] * 17]
 
 
 def test_calibration_is_bounded_cached_and_skipped_where_it_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:

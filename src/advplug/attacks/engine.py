@@ -20,7 +20,7 @@ from torch import Tensor
 from advplug.attacks import precision, transforms
 from advplug.attacks.aims import SIMILARITY, ByText, aim, clearly
 from advplug.attacks.slots import Asked, Queue, Reading, Results, Slots, join, reading
-from advplug.attacks.steps import Adaptive, Momentum, Point, Steepest, StepRule
+from advplug.attacks.steps import Adaptive, Momentum, Point, Steepest, StepRule, checkpoints, without_best
 from advplug.attacks.unchanged import best_wrong_classes, need_no_change
 from advplug.ball import columns, project, random_start
 from advplug.contracts import Batch, Crafted, Threat
@@ -28,7 +28,8 @@ from advplug.rng import Stream
 from advplug.victim import Victim, decide_padded, input_gradient, parts_of
 
 LAST_SHARE = 0.1
-"""The share of steps, at least 2, that survivors of reduced precision take in float32."""
+"""The share of steps, at least 2, that survivors of reduced precision take in float32; of a rule that compares losses,
+those from the middle of its first period on, since reduced precision blurs what it compares."""
 
 
 @dataclass(frozen=True)
@@ -150,14 +151,17 @@ class _Run:
 
     def _one_run(self, rows: Tensor) -> None:
         """All of `rows` from a start to the last step: first in the fast mode, the end in float32."""
-        switch = self.steps
-        if self.mode.bfloat16:
-            switch = self.steps - max(2, math.ceil(LAST_SHARE * self.steps))
-        if switch == self.steps:
+        if not self.mode.bfloat16:
             self._pool(rows, [], self.steps, self.runner, self.proxy)
             return
+        switch = self.steps - max(2, math.ceil(LAST_SHARE * self.steps))
+        if self.attack.rule == "adaptive":
+            switch = min(switch, max(1, checkpoints(self.steps)[0] // 2))
         self.exact = precision.runner(self.victim.module, replace(self.mode, bfloat16=False))
         parked = self._pool(rows, [], switch, self.runner, True)
+        if self.attack.rule == "adaptive":
+            for slots in parked:
+                slots.memory = without_best(slots.memory)
         self._pool(rows[:0], parked, self.steps, self.exact, self.proxy)
 
     def _pool(

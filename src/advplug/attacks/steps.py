@@ -155,3 +155,9 @@ class Adaptive:
         m["rises"] = torch.where(due, torch.zeros_like(m["rises"]), m["rises"])
         wide = columns(halve, point.x)
         return torch.where(wide, m["best_x"], point.x), torch.where(wide, m["best_gradient"], point.gradient)
+
+
+def without_best(memory: Memory) -> Memory:
+    """APGD's memory without its best loss: the next point takes its place, as losses of another precision are not
+    compared with."""
+    return {**memory, "best_loss": torch.full_like(memory["best_loss"], -math.inf)}
