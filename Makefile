@@ -80,7 +80,7 @@ format: dev
 # The reference is made on the way and kept nowhere else. The variable silences advertising.
 docs: $(VENV)/.installed-docs
 	$(BIN)/python docs/generate.py
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	$(BIN)/python docs/check_links.py site
 
 # Some hours; with ADVPLUG_DATA set on real images. BENCH="engine startup" runs these only.

@@ -121,7 +121,7 @@ def test_links_that_lead_nowhere_are_found(tmp_path: Path) -> None:
 
 
 def build(root: Path, site: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(site)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "PYTHONWARNINGS": "ignore"}
     return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
 
