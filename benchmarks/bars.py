@@ -152,7 +152,9 @@ def clip(result: Row) -> Iterator[Row]:
     for bar in result["bars"]:
         side = "at most" if "at most" in bar else "at least"
         judge = at_most if side == "at most" else at_least
-        yield judge(f"caption-pgd, {bar.get('bar', bar.get('what'))}", bar["value"], bar[side], on)
+        # What the script itself calls `bar` stands in a kept result as `what`, named in full.
+        told = bar.get("bar") or bar["what"].removeprefix("caption-pgd, ")
+        yield judge(f"caption-pgd, {told}", bar["value"], bar[side], on)
 
 
 # --- what advplug itself takes ---------------------------------------------------------------------
