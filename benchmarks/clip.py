@@ -37,12 +37,10 @@ from advplug.session import Request, plan
 from advplug.victim import Victim
 from advplug_clip.attack_specs import caption_pgd
 from advplug_clip.scorer import ClipScorer
+from bars import CAREFUL, OURS, PLAIN
+from bars import captions as judge
 
 EPS, ALPHA, STEPS, BATCH = Fraction(8, 255), Fraction(2, 255), 20, 128
-OURS, CAREFUL, PLAIN = "caption-pgd", "by hand, with care", "by hand, as usual"
-SLOWER, FASTER, HIGHER = 1.05, 1.3, 0.001
-"""caption-pgd takes at most this many times as long as the careful loop, is at least this many times as fast as the
-usual one, and leaves a mean cosine at most this much above theirs."""
 
 Row = dict[str, Any]
 
@@ -198,29 +196,6 @@ def measure(task: Task, repeats: int, steps: int) -> list[Row]:
     ]  # fmt: skip
 
 
-def judge(rows: list[Row]) -> list[Row]:
-    """The bars, what was measured, and whether each holds."""
-    by = {row["variant"]: row for row in rows}
-
-    def bar(what: str, value: float, limit: float, most: bool) -> Row:
-        holds = value <= limit if most else value >= limit
-        return {"bar": what, "value": value, "at most" if most else "at least": limit, "holds": holds}
-
-    def ratio(a: str, b: str, column: str = "seconds") -> float:
-        pairs = zip(by[a][f"all {column}"], by[b][f"all {column}"], strict=True)
-        return statistics.median(x / y for x, y in pairs)
-
-    bars = [
-        bar(f"time beside '{CAREFUL}'", ratio(OURS, CAREFUL), SLOWER, True),
-        bar(f"times as fast as '{PLAIN}'", ratio(PLAIN, OURS), FASTER, False),
-    ]
-    bars[0]["cpu value"], bars[1]["cpu value"] = ratio(OURS, CAREFUL, "cpu"), ratio(PLAIN, OURS, "cpu")
-    for other in (CAREFUL, PLAIN):
-        higher = by[OURS]["cosine"] - by[other]["cosine"]
-        bars.append(bar(f"mean cosine above '{other}'", higher, HIGHER, True))
-    return bars
-
-
 def render(clean: float, rows: list[Row], bars: list[Row]) -> str:
     """Two tables: the variants, and the bars."""
     lines = [f"  {'':24s} {'seconds':>9s} {'CPU':>9s} {'mean cosine':>12s}", f"  {'clean':44s} {clean:12.4f}"]
@@ -247,11 +222,10 @@ def main() -> int:
     sys.stdout.flush()
     clean = similarities(made, made.batch.x).mean().item()
     rows = measure(made, repeats, STEPS)
-    bars = judge(rows)
-    print(render(clean, rows, bars))
+    print(render(clean, rows, judge(rows)))
     result = kept.header(1) | {
         "model": model, "dataset": dataset, "images": len(made.batch), "batch": BATCH, "eps": str(EPS),
-        "alpha": str(ALPHA), "steps": STEPS, "repeats": repeats, "clean cosine": clean, "variants": rows, "bars": bars,
+        "alpha": str(ALPHA), "steps": STEPS, "repeats": repeats, "clean cosine": clean, "variants": rows,
     }  # fmt: skip
     return kept.finish("clip", result, kept.place("clip", options))
 

@@ -366,18 +366,23 @@ def conv_net() -> nn.Module:
     )
 
 
+def in_bfloat16(net: nn.Sequential, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Has attacks choose bfloat16; the list that fills with whether each pass of `net` ran so."""
+    reduced = precision.Mode(bfloat16=True, channels_last=True)
+    monkeypatch.setattr(precision, "choose", lambda m, x, passes: (reduced, precision.runner(m, reduced)))
+    kinds: list[bool] = []
+    net[2].register_forward_hook(lambda m, i, o: kinds.append(o.dtype == torch.bfloat16))
+    return kinds
+
+
 def test_reduced_precision_rechecks_and_ends_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     net = conv_net()
     x = torch.rand(20, 3, 8, 8)
     net(x)
     batch = Batch(x, net(x).argmax(1), torch.arange(20))
-    reduced = precision.Mode(bfloat16=True, channels_last=True)
-    monkeypatch.setattr(precision, "choose", lambda m, x, passes: (reduced, precision.runner(m, reduced)))
-    kinds: list[bool] = []
-    handle = net[2].register_forward_hook(lambda m, i, o: kinds.append(o.dtype == torch.bfloat16))
+    kinds = in_bfloat16(net, monkeypatch)
     victim = Victim(net, 4, batch_size=6)
     out = gradient.pgd(steps=8)(victim, batch, threat(0.01), stream())
-    handle.remove()
     assert True in kinds
     assert kinds[-1] is False
     assert victim.run_attack_pass is None
@@ -394,10 +399,7 @@ def test_an_adaptive_rule_compares_losses_in_float32(monkeypatch: pytest.MonkeyP
     x = torch.rand(12, 3, 8, 8)
     net(x)
     batch = Batch(x, net(x).argmax(1), torch.arange(12))
-    reduced = precision.Mode(bfloat16=True, channels_last=True)
-    monkeypatch.setattr(precision, "choose", lambda m, x, passes: (reduced, precision.runner(m, reduced)))
-    kinds: list[bool] = []
-    handle = net[2].register_forward_hook(lambda m, i, o: kinds.append(o.dtype == torch.bfloat16))
+    kinds = in_bfloat16(net, monkeypatch)
     seen: list[Tensor] = []
     real = Adaptive.step
 
@@ -408,7 +410,6 @@ def test_an_adaptive_rule_compares_losses_in_float32(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Adaptive, "step", noted)
     attack = gradient.apgd(steps=20)  # the first checkpoint comes after 4 steps
     out = attack(Victim(net, 4, batch_size=12), batch, threat(0.0001), stream())
-    handle.remove()
     assert not out.trace.any_iterate.any()
     assert kinds == [True] * 2 + [False] * 19
     assert [bool(torch.isinf(best).all()) for best in seen] == [True, False, True, *[False] * 17]

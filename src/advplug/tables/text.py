@@ -11,14 +11,24 @@ from advplug.estimate import Estimate
 Row = Sequence[str]
 
 
-def percent(estimate: Estimate | None, interval: bool = False) -> str:
-    """`93.4`, or `93.4 [90.3, 95.6]`; a dash where the quantity does not apply."""
+def _figure(estimate: Estimate | None, interval: bool, scale: int, digits: int) -> str:
+    """`scale` times the value, with its interval where asked for; a dash where the quantity does not apply."""
     if estimate is None:
         return "-"
-    text = f"{100 * estimate.value:.1f}"
+    text = f"{scale * estimate.value:.{digits}f}"
     if interval and estimate.low is not None and estimate.high is not None:
-        text += f" [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+        text += f" [{scale * estimate.low:.{digits}f}, {scale * estimate.high:.{digits}f}]"
     return text
+
+
+def percent(estimate: Estimate | None, interval: bool = False) -> str:
+    """`93.4`, or `93.4 [90.3, 95.6]`; a dash where the quantity does not apply."""
+    return _figure(estimate, interval, 100, 1)
+
+
+def cosine(estimate: Estimate | None, interval: bool = False) -> str:
+    """`0.533`, or `0.533 [0.520, 0.546]`; a dash where the quantity does not apply."""
+    return _figure(estimate, interval, 1, 3)
 
 
 def points(estimate: Estimate | None) -> str:
@@ -28,16 +38,6 @@ def points(estimate: Estimate | None) -> str:
     assert estimate.low is not None
     assert estimate.high is not None
     return f"{100 * estimate.value:+.1f} [{100 * estimate.low:+.1f}, {100 * estimate.high:+.1f}]"
-
-
-def cosine(estimate: Estimate | None, interval: bool = False) -> str:
-    """`0.533`, or `0.533 [0.520, 0.546]`; a dash where the quantity does not apply."""
-    if estimate is None:
-        return "-"
-    text = f"{estimate.value:.3f}"
-    if interval and estimate.low is not None and estimate.high is not None:
-        text += f" [{estimate.low:.3f}, {estimate.high:.3f}]"
-    return text
 
 
 def titled(title: str, columns: Mapping[str, Callable[..., str]], items: Sequence[object], constant: Row) -> str:
