@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -16,6 +17,7 @@ from typing import Any
 import bars
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent
 RESULTS = HERE / "results"
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 """What of a processor decides how fast PyTorch is on it."""
@@ -37,8 +39,34 @@ def header(threads: int | None = None) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": importlib.metadata.version("torch"),
         "advplug": importlib.metadata.version("advplug"),
+        "code": code(),
+        "environment": {
+            "ADVPLUG_DATA": "ADVPLUG_DATA" in os.environ,
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
+        },
         "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *_told(sys.argv[1:])]),
     }
+
+
+UNMEASURED = {"all.py", "bars.py", "studies.py"}
+"""Of the benchmarks, what decides on no figure."""
+
+
+def code() -> str:
+    """A digest of the code that figures depend on: of advplug, of its plugins and of the benchmarks."""
+    of = [*(ROOT / "src").rglob("*.py"), *ROOT.glob("plugins/*/src/**/*.py")]
+    of += [path for path in HERE.glob("*.py") if path.name not in UNMEASURED]
+    digest = hashlib.sha256()
+    for path in sorted(of):
+        digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def same(result: dict[str, Any]) -> bool:
+    """Whether a whole result was measured as it would be now: by the same code, on such a processor and such data."""
+    now = header(result.get("threads"))
+    of = ("code", "cpu", "cpu flags", "cores", "python", "torch", "advplug", "environment")
+    return "bars" in result and all(result.get(name) == now[name] for name in of)
 
 
 def _told(arguments: list[str]) -> list[str]:

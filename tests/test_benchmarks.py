@@ -74,6 +74,54 @@ def test_exit_codes(everything: Any, tmp_path: Path, names: list[str], quick: bo
     assert everything.run_all(fakes(tmp_path, *names), tmp_path / "results", quick) == code
 
 
+def test_what_the_same_code_measured_is_not_measured_again(
+    everything: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripts = fakes(tmp_path, "good", "slow")
+    head = everything.kept.header()
+    bar = {"what": "accuracy", "value": 3, "at least": 4, "holds": False, "on": "5 images"}
+    for name, other in (("good", {}), ("slow", {"code": "another"})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(head | other | {"bars": [bar]}))
+    assert everything.run_all(scripts, tmp_path, quick=False, resume=True) == 1
+    told = capsys.readouterr().out
+    assert "good, measured before\n  MISS accuracy: 3" in told
+    assert "MISS speed: 0.5" in told, "other code measured it"
+    assert "2 of 2 benchmarks ran, 1 of them before\n2 of 2 bars missed" in told
+    everything.run_all(scripts, tmp_path, quick=False)
+    assert "before" not in capsys.readouterr().out
+
+
+def test_a_result_tells_the_code_that_measured_it(
+    everything: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kept = everything.kept
+    for path in (
+        "src/advplug/a.py",
+        "plugins/b/src/b/c.py",
+        "plugins/b/tests/t.py",
+        "benchmarks/d.py",
+        "benchmarks/bars.py",
+    ):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("")
+    monkeypatch.setattr(kept, "ROOT", tmp_path)
+    monkeypatch.setattr(kept, "HERE", tmp_path / "benchmarks")
+    seen = [kept.code()]
+    for path in ("src/advplug/a.py", "plugins/b/src/b/c.py", "benchmarks/d.py"):
+        (tmp_path / path).write_text("1")
+        seen.append(kept.code())
+    assert len(set(seen)) == 4
+    for path in ("plugins/b/tests/t.py", "benchmarks/bars.py"):
+        (tmp_path / path).write_text("1")
+    assert kept.code() == seen[-1]
+    whole = kept.header() | {"bars": []}
+    assert kept.same(whole)
+    assert kept.same(whole | {"threads": 7, "load": 3})
+    assert not any(map(kept.same, (whole | {"cpu": "x"}, whole | {"torch": "1"}, kept.header())))
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert not kept.same(whole)
+
+
 def test_a_quick_run_keeps_nothing(everything: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(everything, "SCRIPTS", fakes(tmp_path, "good", "slow"))
     monkeypatch.setattr(everything.kept, "RESULTS", tmp_path / "kept")

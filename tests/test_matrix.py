@@ -107,6 +107,16 @@ def test_budgets_are_one_ascending_sweep_a_norm():
     }
 
 
+def test_no_cell_is_there_twice_where_an_attack_names_a_budget_of_the_axis():
+    steps = _default("pgd", "steps")
+    found = plan("pgd", "ifgsm", f"pgd:eps=2/255,steps={steps}", "pgd:eps=3/255", defenses=[(defense("p", "tune"),)],
+                 budgets=["1/255", "2/255"])  # fmt: skip
+    axis, alone = (Fraction(1, 255), Fraction(2, 255)), (Fraction(3, 255),)
+    of_each = [("pgd", axis), ("pgd", alone), ("ifgsm", axis)]
+    assert [(s.attack.label, s.budgets) for s in found] == of_each * 2
+    assert [s.victim.defense_label for s in found] == ["none"] * 3 + ["p"] * 3
+
+
 def test_budgets_default_to_the_datasets_own():
     assert [(s.norm, s.budgets) for s in plan("pgd", "pgd:norm=l2")] == [
         ("linf", (Fraction(1, 10),)),

@@ -123,7 +123,7 @@ def standard_protocol(victim: VictimPlan) -> tuple[Reference, ...]:
 def expand(axes: Axes, registry: Registry) -> list[Sweep]:
     """Every sweep of the matrix, baselines before the defended victims that are compared with them.
 
-    Sweeps of equal key appear once. Raises UsageError for what can be no sweep at all.
+    No cell is there twice. Raises UsageError for what can be no sweep at all.
     """
     sweeps: dict[str, Sweep] = {}
     for dataset, model, seed in itertools.product(axes.datasets, axes.models, axes.seeds):
@@ -137,7 +137,34 @@ def expand(axes: Axes, registry: Registry) -> list[Sweep]:
             attacks = axes.attacks or tuple(dict.fromkeys(a for plan in plans for a in standard_protocol(plan)))
             for sweep in _sweeps_of(victim, attacks, axes, registry):
                 sweeps.setdefault(sweep.key, sweep)
-    return list(sweeps.values())
+    return joined(list(sweeps.values()))
+
+
+def joined(sweeps: Sequence[Sweep]) -> list[Sweep]:
+    """The sweeps with those of one victim and attack made one that share a budget, so that no cell is there twice.
+
+    Static attacks take their images from a sweep of the undefended model that has all of their budgets.
+    """
+    found: dict[str, list[Sweep]] = {}
+    for sweep in sweeps:
+        alike = found.setdefault(_like(sweep, sweep.victim, sweep.static), [])
+        for other in [s for s in alike if set(s.budgets) & set(sweep.budgets)]:
+            alike.remove(other)
+            budgets = tuple(sorted({*other.budgets, *sweep.budgets}))
+            sweep = replace(other, budgets=budgets, asked=other.asked or sweep.asked)
+        alike.append(sweep)
+
+    def placed(sweep: Sweep) -> Sweep:
+        bases = found.get(_like(sweep, sweep.victim.baseline, False), ()) if sweep.static else ()
+        wider = next((base.budgets for base in bases if set(base.budgets) > set(sweep.budgets)), ())
+        return replace(sweep, crafted_at=wider)
+
+    return [placed(sweep) for alike in found.values() for sweep in alike]
+
+
+def _like(sweep: Sweep, victim: VictimPlan, static: bool) -> str:
+    """What sweeps that differ in their budgets have in common."""
+    return replace(sweep, victim=victim, static=static, budgets=(), crafted_at=()).key
 
 
 def _sweeps_of(victim: VictimPlan, attacks: Sequence[Reference], axes: Axes, registry: Registry) -> list[Sweep]:

@@ -13,7 +13,7 @@ from typing import Any
 from advplug import hooks
 from advplug.budgets import parse_budget
 from advplug.errors import UnknownNameError, UsageError, did_you_mean
-from advplug.matrix import THREAT_KEYS, Sweep
+from advplug.matrix import THREAT_KEYS, Sweep, joined
 from advplug.parse import parse_reference, parse_stack
 from advplug.plans import VictimPlan, bind
 from advplug.poisons.plans import PoisonPlan
@@ -98,7 +98,7 @@ def plan_file(path: Path, base: Request, scale: str | None = None, flags: Flags 
         with _planned(loaded, ("include", position), loaded.matrix.include[position], flags):
             more, others = plan_all(_request(matrix, block, request))
         sweeps, poisons = [*sweeps, *more], [*poisons, *others]
-    unique = _joined(list({s.key: s for s in reversed(sweeps)}.values())[::-1])
+    unique = joined(list({s.key: s for s in reversed(sweeps)}.values())[::-1])
     attacked = list({p.key: p for p in reversed(poisons)}.values())[::-1]
     if not unique and not attacked:
         raise UsageError(f"{path}: nothing is left of the matrix; exclude less")
@@ -170,32 +170,6 @@ def _request(matrix: Matrix, block: Block, base: Request) -> Request:
         budgets=axis("eps", ()),
         seeds=axis("seeds", (0,)),
     )
-
-
-def _joined(sweeps: Sequence[Sweep]) -> list[Sweep]:
-    """The sweeps with those of one victim and attack made one that share a budget, so that no cell is there twice.
-
-    Static attacks take their images from a sweep of the undefended model that has all of their budgets.
-    """
-    found: dict[tuple[Any, ...], list[Sweep]] = {}
-    for sweep in sweeps:
-        alike = found.setdefault(_like(sweep, sweep.victim, sweep.static), [])
-        for other in [s for s in alike if set(s.budgets) & set(sweep.budgets)]:
-            alike.remove(other)
-            budgets = tuple(sorted({*other.budgets, *sweep.budgets}))
-            sweep = replace(other, budgets=budgets, asked=other.asked or sweep.asked)
-        alike.append(sweep)
-
-    def placed(sweep: Sweep) -> Sweep:
-        bases = found.get(_like(sweep, sweep.victim.baseline, False), ()) if sweep.static else ()
-        wider = next((base.budgets for base in bases if set(base.budgets) > set(sweep.budgets)), ())
-        return replace(sweep, crafted_at=wider)
-
-    return [placed(sweep) for alike in found.values() for sweep in alike]
-
-
-def _like(sweep: Sweep, victim: VictimPlan, static: bool) -> tuple[Any, ...]:
-    return victim.key, sweep.attack.label, sweep.norm, str(sweep.goal), static
 
 
 def _by_victim(sweeps: Sequence[Sweep]) -> list[Sweep]:
