@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,12 +51,25 @@ POISONING = (
 )  # fmt: skip
 
 
+TOOK = "seconds"
+"""The file of a run's folder that holds how long the commands took that filled it."""
+
+
 def run(name: str, folder: Path) -> None:
     """Runs the study into `folder`, or what is missing of it. Raises SystemExit where it fails."""
+    begun = time.perf_counter()
     command = [sys.executable, "-m", "advplug.cli", "run", f"recipes/{name}.yaml", "--scale", "small"]
     done = subprocess.run([*command, "-o", str(folder), "-q"], cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
+    if folder.is_dir():
+        (folder / TOOK).write_text(f"{(took(folder) or 0) + time.perf_counter() - begun:.0f}\n")
     if done.returncode:
         raise SystemExit(f"{name}: exit code {done.returncode}; advplug status {folder}")
+
+
+def took(folder: Path) -> float | None:
+    """How long the whole run took by the clock, if `run` filled the folder."""
+    file = folder / TOOK
+    return float(file.read_text()) if file.exists() else None
 
 
 def exported(folder: Path) -> dict[str, Any]:
@@ -146,6 +160,7 @@ def measure(name: str, keep: Path | None, finished: bool) -> None:
             run(name, folder)
         found = slimmed(exported(folder))
         figures = draw(name, folder)
+        by_clock = took(folder)
     same = before.get("cells") == found["cells"]
     head = kept.header()
     told = {
@@ -154,6 +169,7 @@ def measure(name: str, keep: Path | None, finished: bool) -> None:
         "hardware": before["hardware"] if same else f"{head['cpu']}, {head['cores']} cores",
         "threads": before["threads"] if same else head["threads"],
         "seconds": round(seconds(found)),
+        "command_seconds": before.get("command_seconds") if same else by_clock and round(by_clock),
         "figures": figures,
     }
     kept.write(told | found, file)

@@ -162,10 +162,17 @@ def ran(study: Study, choice: Choice) -> str:
             result["command"],
             "```",
             "",
-            f"{len(result['cells'])} cells, {images} images each, intervals at 95 %; {result['seconds'] / 60:.0f} "
-            f"minutes on {threads} of {result['hardware']}, torch {result['versions']['torch']}, {result['date']}.",
+            f"{len(result['cells'])} cells, {images} images each, intervals at 95 %; {_minutes(result)} "
+            f"on {threads} of {result['hardware']}, torch {result['versions']['torch']}, {result['date']}.",
         ]
     )
+
+
+def _minutes(result: Row) -> str:
+    """How long the command took; where it was run in parts, what is known of these."""
+    if by_clock := result.get("command_seconds"):
+        return f"{by_clock / 60:.0f} minutes"
+    return f"{result['seconds'] / 60:.0f} minutes of training and attacking"
 
 
 def _first(cell: Row) -> Row | None:

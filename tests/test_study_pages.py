@@ -149,8 +149,10 @@ def test_what_was_run_is_told(pages: Any) -> None:
         "advplug run recipes/s1-x.yaml --scale small",
         "```",
         "",
-        "5 cells, 50 images each, intervals at 95 %; 2 minutes on one thread of a CPU, torch 2.13.0, 2026-01-02.",
+        "5 cells, 50 images each, intervals at 95 %; 2 minutes of training and attacking on one thread of a CPU, "
+        "torch 2.13.0, 2026-01-02.",
     ]
+    assert "95 %; 3 minutes on one thread" in filled(pages, "ran", command_seconds=170)
     few = cell("none", "fgsm")
     few["metrics"]["clean_accuracy"]["n"] = 20
     assert "6 cells, 20 to 50 images each" in filled(pages, "ran", cells=[*result()["cells"], few], threads=2)

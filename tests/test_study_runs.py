@@ -88,6 +88,7 @@ def test_a_study_is_measured_and_its_date_stays_where_nothing_is_new(
     assert (first["date"], first["hardware"], first["threads"], first["seconds"]) == ("monday", "a CPU, 2 cores", 1, 3)
     assert first["command"] == f"advplug run recipes/{NAME}.yaml --scale small"
     assert first["figures"] == [f"{NAME}-curve.svg"]
+    assert first["command_seconds"] is None, "the folder was filled by other means"
     assert measured("tuesday", finished=True)["date"] == "monday"
     assert ran == [tmp_path / "runs" / NAME]
     monkeypatch.setattr(studies, "exported", lambda folder: result(cell("jpeg")))
@@ -117,6 +118,21 @@ def test_a_run_that_fails_says_where_to_look(studies: Any, tmp_path: Path, monke
         studies.exported(tmp_path)
     commands(monkeypatch, studies, out='{"cells": []}')
     assert studies.exported(tmp_path) == {"cells": []}
+
+
+def test_the_time_of_a_run_in_parts_is_that_of_its_parts(
+    studies: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 100.4, 200.0, 260.0])
+    monkeypatch.setattr(studies.time, "perf_counter", lambda: next(clock))
+    commands(monkeypatch, studies, 130)
+    assert studies.took(tmp_path) is None
+    with pytest.raises(SystemExit):
+        studies.run(NAME, tmp_path)
+    assert studies.took(tmp_path) == 100
+    commands(monkeypatch, studies)
+    studies.run(NAME, tmp_path)
+    assert studies.took(tmp_path) == 160
 
 
 def test_figures_that_cannot_be_drawn_are_left_out(
