@@ -10,7 +10,9 @@ from typing import Any
 
 from advplug.catalogue import attacks_markdown, poisons_markdown
 from advplug.registry import Registry, registry
+from cost_figures import PLACES
 from picture import svg
+from poison_scenes import scenes_markdown, threads
 from study_pages import flags, pages, percent
 from summary import bars_markdown, faults_markdown, front, front_markdown, kept, libraries_markdown, machines_markdown
 
@@ -46,10 +48,6 @@ def filled(text: str, name: str, content: str) -> str:
     if count != 1:
         raise SystemExit(f"there is no place for '{name}'")
     return found
-
-
-def threads(result: dict[str, Any]) -> str:
-    return "one thread of a CPU" if result["threads"] == 1 else f"{result['threads']} threads of a CPU"
 
 
 def backends_markdown(result: dict[str, Any]) -> str:
@@ -151,64 +149,6 @@ CLEAN_MODEL = {
 }
 
 
-def scenes_markdown(result: dict[str, Any]) -> str:
-    """What `benchmarks/poisoning.py` wrote: a row a defense, all seeds side by side, and what the choices were."""
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for row in result["rows"]:
-        rows.setdefault(row["defense"], []).append(row)
-    seeds = [str(row["seed"]) for row in rows["none"]]
-    n, targets = (rows["none"][0][k]["n"] for k in ("clean_accuracy", "poison_success_rate"))
-    lines = [
-        f"`{result['attack']}`; {n} images, {targets} targets, seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}, "
-        f"{threads(result)}, torch {result['torch']}.",
-        "",
-        "| defense | triggered as target % | clean model's % | targets taken | zero-shot % "
-        "| passes | seconds | verdict |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for defense, made in rows.items():
-        shown = (
-            "none" if defense == "none" else f"`{defense}`",
-            *(_each(made, name) for name in ("attack_success_rate", "clean_model_success_rate")),
-            " ".join(f"{_count(r['poison_success_rate'])}" for r in made),
-            _each(made, "clean_accuracy"),
-            " ".join(f"x{r['passes_ratio']:.2f}" if "passes_ratio" in r else "1" for r in made),
-            " ".join(f"x{r['seconds_ratio']:.2f}" if "seconds_ratio" in r else f"{r['seconds']:.0f}" for r in made),
-            ", ".join(dict.fromkeys(r["verdict"] for r in made)),
-        )
-        lines.append(f"| {' | '.join(shown)} |")
-    return "\n".join([*lines, *_rounds(rows.get("safeclip", []))])
-
-
-def _each(made: list[dict[str, Any]], name: str) -> str:
-    if len(made) == 1:
-        return percent(made[0][name])
-    return " ".join(f"{100 * r[name]['value']:.1f}" for r in made)
-
-
-def _count(rate: dict[str, Any]) -> str:
-    return f"{round(rate['value'] * rate['n'])}/{rate['n']}"
-
-
-def _rounds(made: list[dict[str, Any]]) -> list[str]:
-    """What SafeCLIP trusted, epoch by epoch."""
-    if not made:
-        return []
-    seeds = [f"seed {r['seed']}" for r in made]
-    lines = [
-        "",
-        "What `safeclip` trusted, epoch by epoch: pairs, the poisons among them, and who decided.",
-        "",
-        f"| epoch | {' | '.join(seeds)} |",
-        "|---" * (len(made) + 1) + "|",
-    ]
-    for number in range(max(len(r["rounds"]) for r in made)):
-        told = [r["rounds"][number] for r in made]
-        cells = [f"{t['trusted']:,}, {t['poisons']} poisons, {t['decided']}" for t in told]
-        lines.append(f"| {number + 1} | {' | '.join(cells)} |")
-    return lines
-
-
 SUCCESSES = {"attack_success_rate": "triggered as target %", "poison_success_rate": "targets taken %"}
 
 
@@ -281,8 +221,7 @@ def _ran(result: dict[str, Any], n: int) -> list[str]:
         *_wrapped(result["command"]),
         "```",
         "",
-        f"{n} images, {threads(result)}, {max(1, round(result['seconds'] / 60))} minutes, torch "
-        f"{result['versions']['torch']}.",
+        f"{n} images, {threads(result)}, {_minutes(result['seconds'])}, torch {result['versions']['torch']}.",
         *([f"Tuning took: {'; '.join(tuned.values())}."] if tuned else []),
         "",
     ]
@@ -291,6 +230,11 @@ def _ran(result: dict[str, Any], n: int) -> list[str]:
 def _least(cells: list[dict[str, Any]], metric: str) -> str:
     found = [c[metric] for c in cells if c.get(metric) is not None]
     return f"{100 * min(found):.1f}" if found else "-"
+
+
+def _minutes(seconds: float) -> str:
+    rounded = max(1, round(seconds / 60))
+    return f"{rounded} minute{'s' * (rounded > 1)}"
 
 
 def _wrapped(command: str) -> list[str]:
@@ -330,7 +274,23 @@ def defenses_page() -> tuple[Path, str]:
 
 
 def clip_page() -> tuple[Path, str]:
-    return measured_page("clip.md")
+    return costs_page(measured_page("clip.md"))
+
+
+def costs_page(page: tuple[Path, str]) -> tuple[Path, str]:
+    """A page with what benchmarks measured of time and size."""
+    path, text = page
+    for place, (benchmark, told) in PLACES[path.name].items():
+        text = filled(text, place, told(json.loads((RESULTS / f"{benchmark}.json").read_text())))
+    return path, text
+
+
+def matrix_page() -> tuple[Path, str]:
+    return costs_page(measured_page("matrix.md"))
+
+
+def report_page() -> tuple[Path, str]:
+    return costs_page(measured_page("report.md"))
 
 
 def poisoning_page() -> tuple[Path, str]:
@@ -378,8 +338,8 @@ def curve_page() -> tuple[Path, str]:
     return HERE / "curve.svg", svg(front())
 
 
-PAGES = (attacks_page, benchmarks_page, clip_page, curve_page, defenses_page, poisoning_page, readme_page, studies_page,
-         verdicts_page, *pages())  # fmt: skip
+PAGES = (attacks_page, benchmarks_page, clip_page, curve_page, defenses_page, matrix_page, poisoning_page, readme_page,
+         report_page, studies_page, verdicts_page, *pages())  # fmt: skip
 
 
 def main() -> None:
