@@ -14,6 +14,7 @@ from advplug.attacks.engine import GradientAttack
 from advplug.builtin import gradient
 from advplug.contracts import Batch, Targeted
 from advplug.errors import UsageError
+from advplug.rng import Stream
 from advplug.victim import Victim
 from linear import Function, problem, stream, threat, wrong
 
@@ -67,6 +68,29 @@ def test_apgd_t_finds_the_nearest_of_many_classes(norm: str) -> None:
     two = problem(2)
     out = gradient.apgd_t(steps=20)(two.victim(), two.batch, threat(0.03, norm), stream())
     assert torch.equal(wrong(two.victim(), out.x, two.batch.y), two.distance(norm) < 0.03)
+
+
+@pytest.mark.parametrize("n_targets", [1, 2])
+def test_apgd_t_keeps_a_success_in_a_class_that_it_did_not_aim_at(n_targets: int) -> None:
+    """On the way to the second class the fourth takes over; towards the third nothing is misclassified. Published
+    APGD-T counts any wrong label (Croce and Hein 2020)."""
+
+    def logits(x: torch.Tensor) -> torch.Tensor:
+        a, b = (x.flatten(1) - 0.5).T
+        one = torch.ones_like(a)
+        return torch.stack([one, 0.9 * one + 0.5 * a, 0.89 * one + b, 15 * a, -one, -2 * one], 1)
+
+    victim = Victim(Function(logits), 6)
+    batch = Batch(torch.full((1, 1, 1, 2), 0.5), torch.zeros(1, dtype=torch.long), torch.arange(1))
+    for precision in ("float32", "auto"):
+        made = gradient.apgd_t(steps=100, n_targets=n_targets, precision=precision)(
+            victim, batch, threat(0.1), Stream(0, "a")
+        )
+        assert wrong(victim, made.x, batch.y).item()
+        assert made.trace.any_iterate.item()
+    aimed = replace(batch, target=torch.tensor([1]))
+    made = gradient.apgd_t(steps=100)(victim, aimed, threat(0.1, goal=Targeted(1)), stream())
+    assert not made.trace.any_iterate.item(), "where one class is wanted, no other will do"
 
 
 def test_input_gradient_against_finite_differences() -> None:

@@ -7,6 +7,8 @@ import random
 import subprocess
 import sys
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from advplug.attacks import precision, transforms
+from advplug.attacks import engine, precision, transforms
 from advplug.attacks.engine import GradientAttack
 from advplug.attacks.steps import Adaptive, Memory, Point, checkpoints
 from advplug.ball import TOLERANCE, distance, inside
@@ -518,6 +520,47 @@ def test_reduced_precision_is_confirmed_where_the_lead_is_small(
     out = gradient.pgd(steps=8, random_start=False)(victim, batch, threat(0.1), stream())
     assert bool(asked_about) is asked
     assert out.trace.any_iterate.tolist() == [not asked] * 6
+
+
+@pytest.mark.parametrize(("error", "asked"), [(0.2, True), (1.0, False)])
+def test_rounded_convolutions_are_confirmed_where_the_lead_is_small(
+    monkeypatch: pytest.MonkeyPatch, error: float, asked: bool
+) -> None:
+    """The same where a GPU rounds the inputs of convolutions: only within `full_float32` nothing is wrong."""
+    exact: list[int] = []
+
+    def logits(x: Tensor) -> Tensor:
+        z = x[:, 0, 0, 0] - 0.4 - (0.0 if exact else error)
+        return torch.stack([z, 0 * z, 0 * z - 3], 1)
+
+    @contextmanager
+    def full_float32(device: torch.device) -> Iterator[None]:
+        exact.append(1)
+        yield
+        exact.clear()
+        seen.append(True)
+
+    seen: list[bool] = []
+    monkeypatch.setattr(engine, "full_float32", full_float32)
+    monkeypatch.setattr(engine, "rounds_convolutions", lambda device: True)
+    batch = Batch(torch.full((6, 1, 2, 2), 0.55), torch.zeros(6, dtype=torch.long), torch.arange(6))
+    attack = gradient.pgd(steps=8, random_start=False, precision="float32")
+    out = attack(Victim(Function(logits), 3), batch, threat(0.1), stream())
+    assert bool(seen) is asked
+    assert out.trace.any_iterate.tolist() == [not asked] * 6
+
+
+def test_drawn_answers_are_not_asked_for_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that is drawn ends no run, however many votes it takes."""
+    net = conv_net()
+    x = torch.rand(6, 3, 8, 8)
+    net(x)
+    in_bfloat16(net, monkeypatch)
+    monkeypatch.setattr(engine, "decide_padded", lambda *a: pytest.fail("asked"))
+    batch = Batch(x, net(x).argmax(1), torch.arange(6))
+    attack = replace(gradient.pgd(steps=8), transforms=transforms.build(parse_stack("noise:sigma=0.05")), draws=2)
+    out = attack(Victim(net, 4), batch, threat(0.3), stream())
+    assert out.trace.any_iterate.any()
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from advplug.estimate import Estimate, paired_difference
 from advplug.evidence import Array, Evidence, worst_case
 from advplug.health import Audit, Finding, Group, examine, verdict
 from advplug.keys import digest
-from advplug.matrix import Sweep
+from advplug.matrix import Sweep, like
 from advplug.plans import Bound
 from advplug.poisons.evidence import PoisonEvidence
 from advplug.poisons.plans import PoisonPlan
@@ -54,11 +54,12 @@ def finding(sweep: Sweep, evidence: Evidence) -> Finding:
 
 def group_key(members: Iterable[tuple[Sweep, Fraction]]) -> str:
     """Names a group with the attacks in it: what the audit saw of them holds for no others."""
+    members = list(members)
     keys = sorted({sweep.cell_key(eps) for sweep, eps in members})
     return digest({"group": keys, "threat": sorted({sweep.threat_key(eps) for sweep, eps in members})})
 
 
-EFFORT = ("steps", "queries", "n_targets")
+EFFORT = ("steps", "queries", "n_targets", "targets")
 """Parameters that say how hard an attack tries."""
 
 
@@ -172,22 +173,37 @@ class _Baselines:
     groups: dict[str, list[tuple[Sweep, Fraction]]]
     stored: Stored
 
-    def findings(self, sweep: Sweep, eps: Fraction) -> list[Finding]:
-        undefended = replace(sweep, victim=sweep.victim.baseline)
-        return _findings(self.groups.get(undefended.threat_key(eps), []), self.stored)
+    def shared(self, members: Sequence[tuple[Sweep, Fraction]]) -> tuple[list[Finding], list[Finding]]:
+        """The findings of attacks that met both, on the defended and on the undefended victim: a difference of
+        worst cases over different attacks says nothing of the defense."""
+        sweep, eps = members[0]
+        if not sweep.victim.defense:
+            return [], []
+        undefended = self.groups.get(replace(sweep, victim=sweep.victim.baseline).threat_key(eps), [])
+        ours, theirs = (self._met(side) for side in (members, undefended))
+        both = [key for key in ours if key in theirs]
+        return [ours[key] for key in both], [theirs[key] for key in both]
+
+    def _met(self, members: Iterable[tuple[Sweep, Fraction]]) -> dict[str, Finding]:
+        return {
+            like(sweep, sweep.victim.baseline, False): found
+            for sweep, eps in members
+            for found in _findings([(sweep, eps)], self.stored)
+        }
 
 
 def _threat_row(
     members: list[tuple[Sweep, Fraction]], stored: Stored, baselines: _Baselines, proven: _Proven | None
 ) -> ThreatRow:
     sweep, eps = members[0]
-    findings = _findings(members, stored)
+    observed = [(member, found) for member in members for found in _findings([member], stored)]
+    findings = [found for _, found in observed]
     dependent = stored.batch_dependent(sweep.victim.key)
     worst = _worst(findings)
-    audit = stored.audit(group_key(members))
+    audit = stored.audit(group_key(member for member, _ in observed))
     minimised = any(f.evidence.minimised for f in findings)
-    undefended = baselines.findings(sweep, eps) if sweep.victim.defense else []
-    similar = Similarities.of(findings, undefended) if minimised else None
+    ours, theirs = baselines.shared(members)
+    similar = Similarities.of(findings, ours, theirs) if minimised else None
     group = Group(
         findings,
         audit,
@@ -195,7 +211,7 @@ def _threat_row(
         defended=bool(sweep.victim.defense),
         complete=len(findings) == len(members),
         targeted=isinstance(sweep.goal, Targeted),
-        difference=similar.difference if similar else _difference(worst, _worst(undefended)),
+        difference=similar.difference if similar else _difference(_worst(ours), _worst(theirs)),
         certified=proven.at(sweep, eps) if proven else None,
         proof_error=proven.proofs.error if proven and proven.proofs else 0.0,
     )

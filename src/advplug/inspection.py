@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from advplug.build import Built
-from advplug.decisions import Batching
+from advplug.decisions import Batching, out_of_memory
 from advplug.evidence import Array
 from advplug.rng import Stream
 from advplug.victim import Victim, input_gradient
@@ -120,7 +120,9 @@ def _scales(victim: Victim, x: Tensor, y: Tensor, size: int) -> tuple[Array, Arr
     for scaled in ((x - mean) / std, (x - 0.5) / 0.5, 255 * x):
         try:
             found = right(scaled)
-        except (ValueError, IndexError, AssertionError) as error:  # a model may refuse what is no pixel
+        except Exception as error:  # a model may refuse what is no pixel, in its own way
+            if out_of_memory(error):
+                raise
             log.debug("no pixels for this model: %s", error)
             continue
         best = found if best is None or found.sum() > best.sum() else best

@@ -69,9 +69,9 @@ class Sweep:
 
     def cell_key(self, eps: Fraction) -> str:
         """A budget starts from the smaller ones, so larger ones leave its cell as it is."""
-        # A minimum-norm attack is run once, whatever the budgets.
+        # A minimum-norm attack is run once, and may search no further than the largest budget.
         once = self.attack.caps.minimum_norm
-        chained, crafted = (tuple(b for b in budgets if b <= eps and not once)
+        chained, crafted = (budgets[-1:] if once else tuple(b for b in budgets if b <= eps)
                             for budgets in (self.budgets, self.crafted_at))  # fmt: skip
         chain = replace(self, budgets=chained, crafted_at=crafted)
         return digest({"sweep": chain.key, "eps": eps})
@@ -147,7 +147,7 @@ def joined(sweeps: Sequence[Sweep]) -> list[Sweep]:
     """
     found: dict[str, list[Sweep]] = {}
     for sweep in sweeps:
-        alike = found.setdefault(_like(sweep, sweep.victim, sweep.static), [])
+        alike = found.setdefault(like(sweep, sweep.victim, sweep.static), [])
         for other in [s for s in alike if set(s.budgets) & set(sweep.budgets)]:
             alike.remove(other)
             budgets = tuple(sorted({*other.budgets, *sweep.budgets}))
@@ -155,15 +155,15 @@ def joined(sweeps: Sequence[Sweep]) -> list[Sweep]:
         alike.append(sweep)
 
     def placed(sweep: Sweep) -> Sweep:
-        bases = found.get(_like(sweep, sweep.victim.baseline, False), ()) if sweep.static else ()
+        bases = found.get(like(sweep, sweep.victim.baseline, False), ()) if sweep.static else ()
         wider = next((base.budgets for base in bases if set(base.budgets) > set(sweep.budgets)), ())
         return replace(sweep, crafted_at=wider)
 
     return [placed(sweep) for alike in found.values() for sweep in alike]
 
 
-def _like(sweep: Sweep, victim: VictimPlan, static: bool) -> str:
-    """What sweeps that differ in their budgets have in common."""
+def like(sweep: Sweep, victim: VictimPlan, static: bool) -> str:
+    """What sweeps that differ in their budgets have in common, of this victim."""
     return replace(sweep, victim=victim, static=static, budgets=(), crafted_at=()).key
 
 

@@ -7,13 +7,13 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from advplug.behaviour import behaviour
 from advplug.contracts import DatasetCaps, DatasetInfo, ModelCaps, Schedule
 from advplug.data import ArrayImages, Dataset, Split
 from advplug.errors import UsageError
@@ -84,54 +84,6 @@ def bind_module(module: nn.Module, name: str | None = None) -> Bound:
     if not isinstance(module, nn.Module):
         raise UsageError(f"a model is a reference or an nn.Module, got {'an' if kind[0] in 'aeiou' else 'a'} {kind}")
     return Bound(name or kind, {"object": kind}, ModelCaps(), ModuleSource(module, behaviour(module)))
-
-
-def behaviour(module: nn.Module) -> str:
-    """sha256 over what a module computes: its weights, its parts, their own attributes and code.
-
-    Weights alone do not tell a ReLU from a tanh.
-    """
-    from advplug.build import weights_hash
-
-    usual = vars(nn.Module())
-    state = hashlib.sha256(weights_hash(module).encode())
-    for name, part in module.named_modules():
-        own = {k: v for k, v in vars(part).items() if k not in usual}
-        hooks = [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]
-        state.update(_told([name, type(part), own, hooks]).encode())
-    return state.hexdigest()
-
-
-def _told(value: Any, depth: int = 0) -> str:
-    """`value` as text that is the same in every process, without addresses; circles end at some depth."""
-    if isinstance(value, bool | int | float | complex | str | bytes | None):
-        return repr(value)
-    if isinstance(value, Tensor):
-        value = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-    if isinstance(value, np.ndarray):
-        return hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
-    kind = f"{type(value).__module__}.{type(value).__qualname__}"
-    inside = [] if depth > 6 else [_told(v, depth + 1) for v in _inside(value)]
-    return f"{kind}({','.join(sorted(inside) if isinstance(value, set | frozenset) else inside)})"
-
-
-def _inside(value: Any) -> list[Any]:
-    """What an object is made of, as far as it can be seen."""
-    if isinstance(value, Mapping):
-        return [part for item in value.items() for part in item]
-    if isinstance(value, list | tuple | set | frozenset):
-        return list(value)
-    if isinstance(value, MethodType):
-        return [value.__func__]
-    if isinstance(value, FunctionType):
-        return [value.__code__, value.__defaults__, *(c.cell_contents for c in value.__closure__ or ())]
-    if isinstance(value, CodeType):
-        return [value.co_code, value.co_names, value.co_consts]
-    if isinstance(value, type):
-        written = [c for c in value.__mro__ if not c.__module__.startswith(("torch.", "builtins"))]
-        code = [v for c in written for v in vars(c).values() if isinstance(v, FunctionType)]
-        return [value.__module__, value.__qualname__, *code]
-    return [] if isinstance(value, nn.Module) else list(getattr(value, "__dict__", {}).values())
 
 
 def bind_data(data: Any, name: str | None = None, train: Any = None, classes: int | None = None) -> Bound:

@@ -32,6 +32,7 @@ from advplug.contracts import (
 )
 from advplug.craft import checked, craft, targets
 from advplug.decisions import CHUNK, Batching, Clean, cosines, draws_of, round_to_8_bits, succeeds, succeeds_in_8_bits
+from advplug.errors import CellFailure
 from advplug.evidence import Array, Evidence, joined
 from advplug.matrix import Sweep
 from advplug.perturbations import perturbation
@@ -315,6 +316,8 @@ def _evidence(
     similarities = _similarities(victim, chunk, clean, found.x, bare, static, batching)
     if rounds and similarities and chunk.minimises:
         similarities["cosine_rounded"] = cosines(victim, round_to_8_bits(batch.x, found.x), batching)
+    if chunk.minimises:
+        _demand_finite(similarities)
     return Evidence(
         index=batch.index.cpu().numpy(),
         y=batch.y.cpu().numpy(),
@@ -333,6 +336,16 @@ def _evidence(
         **similarities,
         **found.trace,
     )
+
+
+def _demand_finite(similarities: Mapping[str, Array]) -> None:
+    """Raises CellFailure where what was to be lowered is no number: neither high nor low can be said of it."""
+    for name, values in similarities.items():
+        if name.startswith("cosine") and (bad := int((~np.isfinite(values)).any(axis=1).sum())):
+            raise CellFailure(
+                f"the model's similarities to texts are NaN or infinite on {bad} of {len(values)} images; look for an "
+                "overflow in its image tower"
+            )
 
 
 def _similarities(

@@ -125,7 +125,7 @@ class Runner:
                 job.piece.key, outcome.cells, renew=self._lacks_static(job.piece), samples=outcome.samples
             )  # fmt: skip
         elif isinstance(outcome, Audited):
-            found = {job.piece.key: outcome.audit}
+            found = {job.piece.seen(job.found).key: outcome.audit}
             if outcome.batch_dependent is not None:
                 found[f"batch:{job.piece.victim.key}"] = b"1" if outcome.batch_dependent else b"0"
             self.store.put_audits(found)
@@ -184,10 +184,11 @@ class Runner:
         return [AuditPlan(self.options.audit, tuple(members)) for members in groups.values()]
 
     def _due_audit(self, plan: AuditPlan) -> Job | None:
-        if self.store.audit(f"full:{plan.group}") is not None or self.store.audit(plan.key) is not None:
-            return None
         found = tuple(self.store.evidence(sweep.cell_key(eps)) for sweep, eps in plan.members)
-        return Job(plan, found=found) if any(evidence is not None for evidence in found) else None
+        seen = plan.seen(found)
+        if not seen.members or self.store.audit(f"full:{seen.group}") is not None:
+            return None
+        return Job(plan, found=found) if self.store.audit(seen.key) is None else None
 
     def _due_certificate(self, plan: CertificatePlan) -> Job | None:
         found = self.store.certificate(plan.key)

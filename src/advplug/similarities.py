@@ -15,31 +15,36 @@ from advplug.health import Finding
 @dataclass(frozen=True)
 class Similarities:
     """Of one group: clean and lowest similarity of each image (n,), and the same of the undefended model, where it
-    was attacked on the same images; `static` are those under images crafted on it."""
+    was attacked on the same images. `kept` are the lowest over the attacks that met both, `static` those of them under
+    images crafted on the undefended model."""
 
     clean: Array
     lowest: Array
+    kept: Array | None
     static: Array | None
     base_clean: Array | None
     base_lowest: Array | None
 
     @classmethod
-    def of(cls, findings: Sequence[Finding], undefended: Sequence[Finding]) -> Similarities | None:
-        """None where no attack of the group has measured any."""
+    def of(
+        cls, findings: Sequence[Finding], ours: Sequence[Finding], undefended: Sequence[Finding]
+    ) -> Similarities | None:
+        """None where no attack of the group has measured any; `ours` are those that met the `undefended` model, too."""
         clean, lowest = _clean_and_lowest(findings)
         if clean is None or lowest is None:
             return None
-        carried = [f.evidence.similarity(f.evidence.cosine_static) for f in findings]
+        kept = _clean_and_lowest(ours)[1]
+        carried = [f.evidence.similarity(f.evidence.cosine_static) for f in ours]
         static = [s for s in carried if s is not None]
         base_clean, base_lowest = _clean_and_lowest(undefended)
         if base_clean is not None and len(base_clean) != len(clean):
             base_clean = base_lowest = None
-        return cls(clean, lowest, np.min(static, axis=0) if static else None, base_clean, base_lowest)
+        return cls(clean, lowest, kept, np.min(static, axis=0) if static else None, base_clean, base_lowest)
 
     @property
     def difference(self) -> Estimate | None:
         """Paired, to the undefended model."""
-        return None if self.base_lowest is None else mean(self.lowest - self.base_lowest)
+        return None if self.kept is None or self.base_lowest is None else mean(self.kept - self.base_lowest)
 
     def recovery(self, kept: Array | None) -> float | None:
         """(kept - undefended) / (undefended clean - undefended); None where the attacks took nothing."""
@@ -53,7 +58,7 @@ class Similarities:
         return {
             "clean_similarity": mean(self.clean),
             "worst_case_similarity": mean(self.lowest),
-            "recovery": self.recovery(self.lowest),
+            "recovery": self.recovery(self.kept),
             "static_recovery": self.recovery(self.static),
         }
 

@@ -162,7 +162,7 @@ class Victim:
         if self.columns is None:
             raise CellFailure("similarities are of images and texts; use a CLIP model")
         self.passes.forward += len(x)
-        with _full_float32(self.device):
+        with full_float32(self.device):
             logits = _chain(self._counted(texts=True), [w.forward for w in self.wraps], self._decision_noise)(x)
         return logits / self.columns.scale
 
@@ -185,14 +185,14 @@ class Victim:
     def logits(self, x: Tensor) -> Tensor:
         """The deployed system's logits (B, K), in float32 (float64 for float64 input)."""
         self.passes.forward += len(x)
-        with _full_float32(self.device):
+        with full_float32(self.device):
             return _chain(self._counted(), [w.forward for w in self.wraps], self._decision_noise)(x)
 
     @torch.no_grad()
     def decide(self, x: Tensor) -> Decision:
         """What the deployed system answers; NaN scores answer -1, which is never right."""
         self.passes.forward += len(x)
-        with _full_float32(self.device):
+        with full_float32(self.device):
             parts = [w.forward for w in self.wraps]
             scores, rejection = self._detected(x, self._counted(), parts, self._decision_noise)
         label = scores.argmax(1)
@@ -246,8 +246,13 @@ class Victim:
                 parameter.requires_grad_(flag)
 
 
+def rounds_convolutions(device: torch.device) -> bool:
+    """Whether float32 convolutions may run in TF32 on this device, with 10 bits in place of 23."""
+    return device.type == "cuda" and bool(torch.backends.cudnn.allow_tf32)
+
+
 @contextmanager
-def _full_float32(device: torch.device) -> Iterator[None]:
+def full_float32(device: torch.device) -> Iterator[None]:
     """Decisions are float32: cuDNN would round convolutions to TF32's 10 bits."""
     if device.type != "cuda":
         yield

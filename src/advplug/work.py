@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -72,6 +72,11 @@ class AuditPlan:
     @cached_property
     def group(self) -> str:
         return group_key(self.members)
+
+    def seen(self, found: Sequence[Evidence | None]) -> AuditPlan:
+        """The plan with the members alone of which something was observed: what an audit finds holds for these."""
+        pairs = zip(self.members, found, strict=True)
+        return replace(self, members=tuple(member for member, evidence in pairs if evidence is not None))
 
     @property
     def key(self) -> str:
@@ -175,6 +180,12 @@ class Bench:
             return self._poisoned(piece)
         except AdvplugError as error:
             return error
+        except OSError:  # a full disk is no fault of this piece
+            raise
+        except Exception as error:  # the user's model, or a plugin's code, may raise anything
+            failure = CellFailure(f"{type(error).__name__}: {' '.join(str(error).split())}")
+            failure.__cause__ = error
+            return failure
 
     # --- victims ---
 

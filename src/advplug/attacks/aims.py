@@ -20,10 +20,13 @@ CLEAR_LEAD = 0.05
 class Aim(Protocol):
     """Loss (B,), to be raised, success (B,) bool and logits (B, K) of images (B, C, H, W) in one view of the victim.
 
-    Images beyond the labels given only fill up the pass.
+    The loss may aim at a class, `target`, where any wrong answer is a success; `wanted` are the classes that alone
+    are one, None where any is. Images beyond the labels given only fill up the pass.
     """
 
-    def read(self, x: Tensor, view: int, y: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor, Tensor]: ...
+    def read(
+        self, x: Tensor, view: int, y: Tensor, target: Tensor | None, wanted: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
     def replace_loss(self, name: str) -> None:
         """Takes another loss from now on."""
         ...
@@ -36,10 +39,12 @@ class ByClass:
     victim: Victim
     loss: Loss
 
-    def read(self, x: Tensor, view: int, y: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def read(
+        self, x: Tensor, view: int, y: Tensor, target: Tensor | None, wanted: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         logits, rejection = self.victim.attacked_detector(x, view)
         logits = logits[: len(y)]
-        return *_guarded(self.loss(logits, y, target), hits(logits.detach(), y, target), rejection), logits
+        return *_guarded(self.loss(logits, y, target), hits(logits.detach(), y, wanted), rejection), logits
 
     def replace_loss(self, name: str) -> None:
         self.loss = loss_named(name)
@@ -52,11 +57,14 @@ class ByText:
     victim: Victim
     columns: Columns
 
-    def read(self, x: Tensor, view: int, y: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def read(
+        self, x: Tensor, view: int, y: Tensor, target: Tensor | None, wanted: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         each, rejection = self.victim.attacked_texts(x, view)
         each = each[: len(y)]
         logits = self.columns.grouped(each.detach())
-        return *_guarded(self._loss(each / self.columns.scale, y, target), hits(logits, y, target), rejection), logits
+        loss = self._loss(each / self.columns.scale, y, target)
+        return *_guarded(loss, hits(logits, y, wanted), rejection), logits
 
     def replace_loss(self, name: str) -> None:
         raise UsageError(f"loss={SIMILARITY} has no {name} version")
@@ -89,17 +97,17 @@ def _guarded(loss: Tensor, hit: Tensor, rejection: Tensor | None) -> tuple[Tenso
     return undetected(loss, rejection, hit), hit & ~(rejection.detach() > 0)
 
 
-def hits(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
+def hits(logits: Tensor, y: Tensor, wanted: Tensor | None) -> Tensor:
     """Where the answer is a success; an answer that is not finite is none of the classes."""
     label, finite = logits.argmax(1), logits.isfinite().all(1)
-    return (label != y) | ~finite if target is None else (label == target) & finite
+    return (label != y) | ~finite if wanted is None else (label == wanted) & finite
 
 
-def clearly(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
+def clearly(logits: Tensor, y: Tensor, wanted: Tensor | None) -> Tensor:
     """1 where the wanted logit leads by more than reduced precision can be wrong, 0 elsewhere."""
-    if target is None:
+    if wanted is None:
         lead = logits.amax(1) - logits.gather(1, y[:, None]).squeeze(1)
     else:
-        own = logits.gather(1, target[:, None]).squeeze(1)
-        lead = own - logits.scatter(1, target[:, None], -float("inf")).amax(1)
+        own = logits.gather(1, wanted[:, None]).squeeze(1)
+        lead = own - logits.scatter(1, wanted[:, None], -float("inf")).amax(1)
     return (lead > CLEAR_LEAD * (logits.amax(1) - logits.amin(1))).to(logits.dtype)

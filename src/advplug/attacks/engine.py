@@ -25,7 +25,7 @@ from advplug.attacks.unchanged import best_wrong_classes, need_no_change
 from advplug.ball import columns, project, random_start
 from advplug.contracts import Batch, Crafted, Threat
 from advplug.rng import Stream
-from advplug.victim import Victim, decide_padded, input_gradient, parts_of
+from advplug.victim import Victim, decide_padded, full_float32, input_gradient, parts_of, rounds_convolutions
 
 LAST_SHARE = 0.1
 """The share of steps, at least 2, that survivors of reduced precision take in float32; of a rule that compares losses,
@@ -96,6 +96,8 @@ class _Run:
         # Where the attacked view is not the deployed system, a success has to be confirmed by the latter.
         self.stand_ins = any(w.surrogates for w in victim.wraps)
         self.proxy = (victim.rejects or self.stand_ins) and not self.noisy and not self.by_score
+        # Where convolutions round their inputs, as they do on some GPUs, a success by a hair may be none.
+        self.rounded = rounds_convolutions(victim.device)
         self.rule = self._rule()
         self.results = Results.blank(batch, self.steps)
         self.size = max(1, min(victim.batch_size, len(batch)))
@@ -152,17 +154,18 @@ class _Run:
     def _one_run(self, rows: Tensor) -> None:
         """All of `rows` from a start to the last step: first in the fast mode, the end in float32."""
         if not self.mode.bfloat16:
-            self._pool(rows, [], self.steps, self.runner, self.proxy)
+            self._pool(rows, [], self.steps, self.runner, self.proxy or (self.rounded and not self.noisy))
             return
         switch = self.steps - max(2, math.ceil(LAST_SHARE * self.steps))
         if self.attack.rule == "adaptive":
             switch = min(switch, max(1, checkpoints(self.steps)[0] // 2))
         self.exact = precision.runner(self.victim.module, replace(self.mode, bfloat16=False))
-        parked = self._pool(rows, [], switch, self.runner, True)
+        # Answers that are drawn are no reason to stop, so that nobody need be asked about them.
+        parked = self._pool(rows, [], switch, self.runner, not self.noisy)
         if self.attack.rule == "adaptive":
             for slots in parked:
                 slots.memory = without_best(slots.memory)
-        self._pool(rows[:0], parked, self.steps, self.exact, self.proxy)
+        self._pool(rows[:0], parked, self.steps, self.exact, self.proxy or (self.rounded and not self.noisy))
 
     def _pool(
         self,
@@ -255,14 +258,16 @@ class _Run:
         point = asked.x.detach().requires_grad_(gradient)
         y, target = asked.y[:n], None if asked.target is None else asked.target[:n]
         with torch.set_grad_enabled(gradient):
-            loss, hit, logits = self.aim.read(self._transformed(point, slots, draw), self.view, y, target)
+            # Runs toward several classes aim at each in turn; whatever is wrong there is a success all the same.
+            wanted = target if self.targeted else None
+            loss, hit, logits = self.aim.read(self._transformed(point, slots, draw), self.view, y, target, wanted)
             g = point.detach()[:n]
             if gradient:
                 g = input_gradient(loss, point)[:n]
                 self.victim.passes.backward += len(point)
         votes = hit.to(loss.dtype)
-        if self.draws == 1 and self.mode.bfloat16:
-            votes *= 1 + clearly(logits.detach(), y, target)
+        if self.draws == 1 and (self.mode.bfloat16 or self.rounded):
+            votes *= 1 + clearly(logits.detach(), y, wanted)
         return loss.detach(), votes, g
 
     def _parts(self, slots: Slots) -> list[tuple[Asked, int]]:
@@ -294,11 +299,13 @@ class _Run:
         some = slots.pick(rows)
         agreed = fooled & clear
         if self.proxy or self.noisy:
-            agreed[rows] = decide_padded(self.victim, some.x).fooled(some.y, some.target).cpu()
+            wanted = some.target if self.targeted else None
+            agreed[rows] = decide_padded(self.victim, some.x).fooled(some.y, wanted).cpu()
         else:
             # The attacked view is the deployed system, but for the precision.
             reduced, self.victim.run_attack_pass = self.victim.run_attack_pass, self.exact
-            agreed[rows] = self._read(some, gradient=False).fooled
+            with full_float32(self.victim.device):
+                agreed[rows] = self._read(some, gradient=False).fooled
             self.victim.run_attack_pass = reduced
         return agreed
 

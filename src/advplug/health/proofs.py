@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from advplug.health.facts import INAPPLICABLE, PASSED, SIGNIFICANCE, UNCHECKED, Group, Outcome, inversion
@@ -39,4 +37,6 @@ def below_certified(group: Group) -> Outcome:
 
 def _at_least(k: int, n: int, p: float) -> float:
     """The probability of `k` or more among `n` where each has probability `p`."""
-    return 1.0 - sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k))
+    from scipy.stats import binom
+
+    return float(binom.sf(k - 1, n, p))
