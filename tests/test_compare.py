@@ -13,7 +13,7 @@ import pytest
 from advplug.comparisons.gates import gate, gate_of
 from advplug.comparisons.runs import compare, render
 from advplug.errors import GateError, UsageError
-from advplug.estimate import paired_difference
+from advplug.estimate import Estimate, paired_difference
 from advplug.evidence import Evidence
 from advplug.results import Cell, Flag, RunInfo, RunResult, ThreatRow
 from advplug.store import Store
@@ -113,6 +113,43 @@ def test_of_two_sets_of_images_the_larger_is_compared(tmp_path):
     both = ((cell(), evidence([1], n=20)), (cell(), evidence([1], n=50)))
     (row,) = compare(store(tmp_path / "a", *both), store(tmp_path / "b", *both)).rows
     assert row.images == 50
+
+
+def repaired(folder: Path, *told: tuple[str, int]) -> Path:
+    """A checkpoint that was wrong on 40 images and fell on 150, and the mended one under the same name; `told`: what
+    the last runs said, verdict and number of images right without attack."""
+    old, new = ({"model": {"identity": {"sha256": name}}, "images": {}} for name in ("old", "new"))
+    wrong = evidence(range(150))
+    wrong = replace(wrong, clean=wrong.clean & (np.arange(N) < 160)[:, None])
+    store(folder, (cell(provenance=old), wrong), (cell(provenance=new), evidence(range(20))))
+    for verdict, right in told:
+        row = ThreatRow("digits", "cnn", "none", "linf", "1/10", "untargeted", 0, ("pgd",),
+                        Estimate(right / N, None, None, N), None, None, verdict)  # fmt: skip
+        with Store(folder) as kept:
+            kept.put_shown(RunResult(RunInfo({}, 0, "cpu", ""), (), (row,)))
+    return folder
+
+
+def test_a_mended_model_under_the_same_name_is_not_mixed_with_what_it_was(tmp_path):
+    a = store(tmp_path / "a", (cell(), evidence(range(150))))
+    (row,) = compare(a, repaired(tmp_path / "b")).rows
+    assert row.b.clean_accuracy.value == 1
+    assert row.b.worst_case_accuracy.value == 0.9
+    assert row.conclusion == "B is more robust"
+    (row,) = compare(a, repaired(tmp_path / "c", ("trusted", 160))).rows
+    assert (row.b.worst_case_accuracy.value, row.b.verdict) == (0.25, "trusted"), "the last run was of the old one"
+    (row,) = compare(a, repaired(tmp_path / "d", ("upper bound", 160), ("trusted", 200))).rows
+    assert (row.b.worst_case_accuracy.value, row.b.verdict) == (0.9, "trusted")
+
+
+def test_a_verdict_on_fewer_images_is_none_of_more(tmp_path):
+    row = ThreatRow("digits", "cnn", "none", "linf", "1/10", "untargeted", 0, ("pgd",),
+                    Estimate(1.0, None, None, 50), None, None, "trusted")  # fmt: skip
+    a = store(tmp_path / "a", (cell(), evidence([1], n=200)), (cell(), evidence([1], n=50)))
+    with Store(a) as kept:
+        kept.put_shown(RunResult(RunInfo({}, 0, "cpu", ""), (), (row,)))
+    (found,) = compare(a, a).rows
+    assert (found.images, found.a.verdict) == (200, None)
 
 
 def test_single_threats_on_the_same_data_are_compared_whatever_the_model(tmp_path):

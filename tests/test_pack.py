@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from advplug.artifacts import Artifacts
 from advplug.build import Builder, Built
+from advplug.builtin.dataset_files import square
 from advplug.defenses.filters import median
 from advplug.defenses.squeezing import PRESETS, score
 from advplug.errors import UsageError
@@ -197,6 +198,11 @@ def test_images_of_other_sizes_and_colours_are_brought_to_the_packs(pack: Path, 
     told = opened(pack)
     np.testing.assert_array_equal(as_pixels(tmp_path / "wide.png", told), np.full((1, 8, 8), np.float32(grey / 255)))
     Image.new("RGB", (5, 9), (255, 0, 0)).save(tmp_path / "tall.png")
+    ramp = Image.fromarray(np.tile(np.arange(0, 240, 10, dtype=np.uint8), (24, 1))).convert("RGB")
+    ramp.save(tmp_path / "ramp.png")
+    judged = as_pixels(tmp_path / "ramp.png", replace(told, resize=12))
+    np.testing.assert_array_equal(judged[0], square(ramp, 8, 12)[0] / np.float32(255))
+    assert np.ptp(judged) < 0.75 * np.ptp(as_pixels(tmp_path / "ramp.png", told)), "its middle alone is looked at"
     red = as_pixels(tmp_path / "tall.png", replace(told, channels=3, size=(4, 6)))
     assert red.shape == (3, 4, 6)
     assert [plane.mean() for plane in red] == [1, 0, 0]

@@ -125,6 +125,7 @@ class Runner:
                 job.piece.key, outcome.cells, renew=self._lacks_static(job.piece), samples=outcome.samples
             )  # fmt: skip
         elif isinstance(outcome, Audited):
+            assert isinstance(job.piece, AuditPlan)
             found = {job.piece.seen(job.found).key: outcome.audit}
             if outcome.batch_dependent is not None:
                 found[f"batch:{job.piece.victim.key}"] = b"1" if outcome.batch_dependent else b"0"

@@ -51,6 +51,15 @@ def by_sorting(cosine: Array, right: Array) -> list[int]:
     return [int(np.flatnonzero(r[np.argsort(-c, kind="stable")])[0]) for c, r in zip(cosine, right, strict=True)]
 
 
+@pytest.mark.parametrize("value", [0.25, float("nan")])
+def test_a_tower_that_answers_every_image_alike_finds_nothing(value: float) -> None:
+    right = np.kron(np.eye(40, dtype=bool), np.ones((1, 3), dtype=bool))
+    flat = np.full(right.shape, value)
+    assert (text_ranks(flat, right) == 3 * 39).all()
+    assert (image_ranks(flat, flat, right) == 39).all()
+    assert [r.value for r in recalls(image_ranks(flat, flat, right)) if r] == [0, 0, 0]
+
+
 def test_ranks_are_places_in_the_sorted_gallery() -> None:
     draws = np.random.default_rng(0)
     cosine, right = draws.random((30, 50)), draws.random((30, 50)) < 0.1

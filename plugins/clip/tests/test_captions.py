@@ -15,6 +15,7 @@ from advplug.errors import UsageError
 from advplug.leakage import find_leaks
 from advplug.naming import named_most, naming
 from advplug.skipping import all_skipping
+from advplug_clip import hub_captions
 from cli_tools import run
 from dataset_tools import make, rejects
 
@@ -310,6 +311,17 @@ class Rows:
         return self
 
 
+@pytest.mark.parametrize(("part", "rows"), [
+    ("train", ["train/0", "train/1"]),
+    ("train[500:]", ["train/500", "train/501"]),
+    ("train[:2]", ["train/0", "train/1"]),
+    ("train[50%:]", ["train[50%:]/0", "train[50%:]/1"]),
+    ("train+test", ["train+test/0", "train+test/1"]),
+])  # fmt: skip
+def test_rows_of_slices_are_those_of_the_split(part: str, rows: list[str]) -> None:
+    assert hub_captions._rows(part, 2) == rows
+
+
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """A stand-in for the library datasets, which knows one dataset."""
@@ -320,9 +332,10 @@ def hub(monkeypatch, tmp_path):
 
     def load_dataset(name, config, split, revision):
         asked.append((name, config, split, revision, library.config.HF_HUB_OFFLINE))
-        if name != "me/mine" or split not in ("train", "test"):
+        known = {"train": rows[:3], "test": rows[3:], "train[1:2]": rows[1:2], "train[:1]": rows[:1]}
+        if name != "me/mine" or split not in known:
             raise ConnectionError(f"Couldn't reach '{name}' on the Hub\n(LocalEntryNotFoundError)")
-        return Rows(rows[:3] if split == "train" else rows[3:])
+        return Rows(known[split])
 
     library = types.ModuleType("datasets")
     library.load_dataset, library.Image = load_dataset, lambda decode: None
@@ -348,6 +361,14 @@ def test_hub(hub):
     assert not only.info().trainable
     assert len(only.load().train) == 0
     assert only.fingerprint() != source.fingerprint()
+
+
+def test_slices_of_one_split_that_overlap_are_noted(hub):
+    data = make("hf-captions:me/mine,test_split=train[1:2]").load()
+    assert data.notes == ("hf-captions: all of the 1 test images is a training image, too; a model that is trained "
+                          "here has seen them",)  # fmt: skip
+    apart = make("hf-captions:me/mine,train_split=train[:1],test_split=train[1:2]").load()
+    assert apart.notes == ()
 
 
 def test_hub_that_cannot_be_used(hub):

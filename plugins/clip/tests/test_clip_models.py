@@ -286,7 +286,7 @@ def test_wrong_names(name: str, says: str) -> None:
 
 
 def test_options_of_files_are_for_files() -> None:
-    with pytest.raises(UsageError, match="key= and strip= are for weights from a file"):
+    with pytest.raises(UsageError, match="key=, strip= and like= are for weights from a file"):
         models.open_clip("RN50@random", key="state_dict")
 
 
@@ -371,6 +371,38 @@ def test_weights_of_a_file_and_what_does_not_fit(small: ClipScorer, tmp_path: Pa
         pretrained._fill(tiny.scorer("transformer", GROUPS, 20, 32).clip, path, None, "")
     with pytest.raises(UsageError, match=r"\d+ missing \(such as visual\.layers"):
         pretrained._fill(tiny.scorer("convolutional", GROUPS, 20, 64).clip, path, None, "")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "like", "quick", "mean"),
+    [
+        ("ViT-L-14", "openai", True, 0.481),
+        ("ViT-L-14", "laion2b_s32b_b82k", False, 0.5),
+        ("ViT-L-14", None, False, 0.481),
+        ("ViT-L-14-quickgelu", None, False, 0.481),
+    ],
+)
+def test_a_files_weights_are_used_as_those_that_they_are_like(
+    architecture: str, like: str | None, quick: bool, mean: float, small: ClipScorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A state dict fits GELU as QuickGELU, and says nothing of its pixels."""
+    built: list[tuple[str, bool]] = []
+    monkeypatch.setattr(pretrained, "_built", lambda name, quick_gelu: built.append((name, quick_gelu)) or small.clip)
+    monkeypatch.setattr(pretrained, "_fill", lambda *a: None)
+    made = pretrained.scorer(pretrained.Asked(architecture, file=Path("any.pt"), like=like), GROUPS, Memory())
+    assert built == [(architecture, quick)], "of its own name an architecture has its own activation"
+    assert made.pixels.mean[0] == pytest.approx(mean, abs=1e-3)
+    (note,) = made.notes or ("",)
+    assert ("are assumed; like=TAG names published weights" in note) is (like is None)
+    if like is None:
+        assert ("QuickGELU" in note) is architecture.endswith("quickgelu")
+
+
+def test_a_tag_to_be_like_has_to_exist(small: ClipScorer, tmp_path: Path) -> None:
+    save_file({n: v.clone() for n, v in small.clip.state_dict().items()}, tmp_path / "any.safetensors")
+    with pytest.raises(UsageError, match="no weights of RN50 tagged 'opnai'; did you mean 'openai'"):
+        models.open_clip(f"RN50@{tmp_path / 'any.safetensors'}", like="opnai")
+    assert models.open_clip(f"RN50@{tmp_path / 'any.safetensors'}", like="openai").like == "openai"
 
 
 def test_a_scale_may_be_a_number_or_a_list_of_one(small: ClipScorer, tmp_path: Path) -> None:

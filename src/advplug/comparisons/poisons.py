@@ -10,7 +10,7 @@ from advplug.estimate import Estimate
 from advplug.poisons.evidence import PoisonEvidence, differences, measured
 from advplug.results import Poisoning, poisoning_from_json
 from advplug.store import cells, reading
-from advplug.stored.runs import read
+from advplug.stored.runs import read, victim_of
 from advplug.studies.shown_names import renamed_row
 
 SUCCESS = ("attack_success_rate", "poison_success_rate")
@@ -92,17 +92,20 @@ def _like(side: PoisonSide) -> tuple[str, str]:
 
 
 def _found(folder: Path) -> Found:
-    """By name; of several sets of images under one name the largest."""
+    """By name; where several victims had that name in turn the one written last, and of several sets of its images
+    the largest."""
     said: dict[str, Poisoning] = {p.key: p for p in read(folder).poisonings}
     found: Found = {}
+    victims: dict[tuple[object, ...], str] = {}
     for made, evidence in _observed(folder):
         told = said.get(made.key, made)
         flags = tuple(f.name for f in told.flags if f.level != "info")
         side = PoisonSide(made.dataset, made.model, made.defense, made.attack, made.seed, measured(evidence),
                           told.verdict, flags)  # fmt: skip
         name = (side.dataset, side.model, side.defense, side.attack, side.seed)
-        if name not in found or len(found[name][1].index) < len(evidence.index):
-            found[name] = (side, evidence)
+        victim, other = victim_of(made), victims.get(name)
+        if victim != other or len(found[name][1].index) <= len(evidence.index):
+            found[name], victims[name] = (side, evidence), victim
     return found
 
 

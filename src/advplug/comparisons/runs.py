@@ -16,9 +16,9 @@ from advplug.errors import UsageError
 from advplug.estimate import Estimate, mean, paired_difference
 from advplug.evidence import Array, Evidence, worst_case
 from advplug.keys import SCHEMA
-from advplug.results import RunResult
+from advplug.results import RunResult, ThreatRow
 from advplug.store import THREAT
-from advplug.stored.runs import observed, read
+from advplug.stored.runs import observed, read, victim_of
 from advplug.studies.shown_names import called, in_row, renamed_row, shared
 
 COLUMNS = THREAT
@@ -94,6 +94,7 @@ class _Threat:
     evidence: list[Evidence] = field(default_factory=list)
     verdict: str | None = None
     flags: tuple[str, ...] = ()
+    victim: str = ""
 
     @property
     def name(self) -> str:
@@ -201,25 +202,35 @@ def _paired(
 
 
 def _threats(folder: Path, result: RunResult) -> dict[tuple[Any, ...], _Threat]:
-    """By name; of several sets of images under one name the largest."""
-    found: dict[tuple[Any, ...], dict[bytes, _Threat]] = {}
-    said = _verdicts(result)
+    """By name; where several victims had that name in turn, the one that the last run told of, else the one written
+    last, and of several sets of its images the largest."""
+    found: dict[tuple[Any, ...], dict[tuple[str, bytes], _Threat]] = {}
     for cell, evidence in observed(folder):
         columns = {c: getattr(cell, c) for c in COLUMNS}
         sets = found.setdefault(tuple(columns.values()), {})
-        verdict, flags = said.get(tuple(columns.values()), (None, ()))
-        threat = sets.setdefault(evidence.index.tobytes(), _Threat(columns, verdict=verdict, flags=flags))
+        victim = victim_of(cell)
+        threat = sets.setdefault((victim, evidence.index.tobytes()), _Threat(columns, victim=victim))
         threat.attacks.append(cell.attack)
         threat.evidence.append(evidence)
-    return {key: max(sets.values(), key=lambda t: t.evidence[0].n) for key, sets in found.items()}
+    told = {tuple(getattr(row, c) for c in COLUMNS): row for row in result.threats}
+    return {key: _chosen(list(sets.values()), told.get(key)) for key, sets in found.items()}
 
 
-def _verdicts(result: RunResult) -> dict[tuple[Any, ...], tuple[str | None, tuple[str, ...]]]:
-    """Verdict and names of the flags above level info of each threat that a finished run told of."""
-    return {
-        tuple(getattr(row, c) for c in COLUMNS): (row.verdict, tuple(f.name for f in row.flags if f.level != "info"))
-        for row in result.threats
-    }
+def _chosen(sets: list[_Threat], told: ThreatRow | None) -> _Threat:
+    """The set that stands for a threat, with the verdict and the flags above level info if these are of its images."""
+    clean = None if told is None else told.clean_accuracy
+    meant = [t for t in sets if clean is None or t.evidence[0].n == clean.n][::-1] if told is not None else []
+    # Of those told of, the one that answers as that did without attack.
+    victim = min(meant, key=lambda t: _apart(t, clean)).victim if meant else sets[-1].victim
+    largest = max((t for t in sets if t.victim == victim), key=lambda t: t.evidence[0].n)
+    if told is not None and any(t is largest for t in meant):
+        largest.verdict, largest.flags = told.verdict, tuple(f.name for f in told.flags if f.level != "info")
+    return largest
+
+
+def _apart(threat: _Threat, clean: Estimate | None) -> float:
+    ours = share(threat.evidence[0].clean)
+    return abs(ours.value - clean.value) if ours is not None and clean is not None else 0.0
 
 
 def _compared(left: _Threat, right: _Threat, common: Array) -> Comparison:

@@ -102,10 +102,16 @@ def pack(request: PackRequest, progress: Stages) -> Manifest:
         files = {name: File(digest(folder / name), (folder / name).stat().st_size) for name in sorted(names)}
         manifest = Manifest(
             *named, tuple(info.classes), info.channels, tuple(info.size), victim.rejects, built.weights_sha256,
-            versions(), robustness, reason, files,
+            versions(), robustness, reason, files, resize_of(plan.dataset.value),
         )  # fmt: skip
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return manifest
+
+
+def resize_of(source: object) -> int | None:
+    """What a source of image files scales their shorter side to."""
+    found = getattr(source, "resize", None)
+    return found if isinstance(found, int) else None
 
 
 def _refuse(plan: VictimPlan) -> None:

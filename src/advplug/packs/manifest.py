@@ -35,7 +35,8 @@ class File:
 @dataclass(frozen=True)
 class Manifest:
     """What a pack holds. `robustness` is what a run measured of this victim, None
-    where none was given; `onnx` is why there is no ONNX file, None where there is one."""
+    where none was given; `onnx` is why there is no ONNX file, None where there is one. `resize`: the shorter side that
+    images were scaled to before their middle was taken, None for the model's own."""
 
     model: str
     defense: str
@@ -50,6 +51,7 @@ class Manifest:
     robustness: Mapping[str, Any] | None
     onnx: str | None
     files: Mapping[str, File] = field(default_factory=dict)
+    resize: int | None = None
     schema: int = SCHEMA
 
     def to_json(self) -> str:

@@ -199,7 +199,7 @@ def as_pixels(path: Path, manifest: Manifest) -> np.ndarray[tuple[int, ...], np.
         raise UsageError(what)
     image, (height, width) = read_rgb(path, advice="give an image such as a PNG or JPEG file"), manifest.size
     if height == width:
-        found = square(image, height, height)
+        found = square(image, height, manifest.resize or height)
     else:
         found = np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
     if manifest.channels == 1:

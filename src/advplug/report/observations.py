@@ -30,6 +30,7 @@ from advplug.report.parts import (
     word,
 )
 from advplug.results import Cell, ThreatRow
+from advplug.stored.runs import victim_of
 
 CLASSES = 20
 CURVES = 10
@@ -65,7 +66,9 @@ def classes(data: Data) -> Section | None:
 
 def _drop(data: Data, threat: ThreatRow) -> _Drop | None:
     """None where nothing was observed, or where similarities were lowered instead."""
-    found = [data.evidence[c.key] for c in data.cells_of(threat) if c.key in data.evidence]
+    cells = [c for c in data.cells_of(threat) if c.key in data.evidence]
+    last = victim_of(cells[-1]) if cells else ""
+    found = [data.evidence[c.key] for c in cells if victim_of(c) == last]
     n = threat.worst_case_accuracy.n if threat.worst_case_accuracy else 0
     seen = [e for e in found if not e.minimised and e.n == n]  # those of an earlier run may be of other images
     known = [e for e in seen if np.array_equal(e.index, seen[-1].index)]

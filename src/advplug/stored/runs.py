@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from advplug.evidence import Evidence
+from advplug.keys import digest
 from advplug.results import (
     Cell,
+    Poisoning,
     RunInfo,
     RunResult,
     cell_from_json,
@@ -48,6 +50,12 @@ def observed(folder: Path) -> list[tuple[Cell, Evidence]]:
     with reading(folder) as db:
         rows = [(cell_from_json(made), evidence) for made, evidence in cells(db) if made["status"] == "ok"]
     return [(cell, Evidence.from_bytes(evidence)) for cell, evidence in rows if evidence]
+
+
+def victim_of(made: Cell | Poisoning) -> str:
+    """Names what was attacked: a label stays when the file, the code or the data behind it changes, this does not."""
+    of = ("poison", "dataset", "model", "defense", "seed", "launch")
+    return digest({name: made.provenance[name] for name in of if name in made.provenance})
 
 
 def pictured(folder: Path) -> dict[str, Sample]:

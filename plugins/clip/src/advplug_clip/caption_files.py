@@ -171,7 +171,7 @@ class CaptionedFiles:
         train_rows, test_rows = self._rows
         training = pool(train or test).subset(train_rows)
         parts = self.amounts.apply(training, pool(test).subset(test_rows), self.name)
-        return Dataset(self.info(), *parts, (*notes, *_shared(self.name, *parts)))
+        return Dataset(self.info(), *parts, (*notes, *shared(self.name, *parts)))
 
 
 def _decode(path: Path, size: int, resize: int) -> np.ndarray[Any, Any]:
@@ -181,7 +181,7 @@ def _decode(path: Path, size: int, resize: int) -> np.ndarray[Any, Any]:
         raise UsageError(f"{error}, or leave it out with skip_bad=true") from error
 
 
-def _shared(name: str, train: Split, test: Split) -> tuple[str, ...]:
+def shared(name: str, train: Split, test: Split) -> tuple[str, ...]:
     """A note where images are on both sides, as their sources say."""
     known = set(train.names or ())
     both, amount = sum(source in known for source in test.names or ()), len(test)

@@ -187,7 +187,13 @@ def pair_loss(images: Tensor, texts: Tensor, logit_scale: Tensor, same: Tensor |
 
 
 def adamw(
-    scorer: ClipScorer, lr: float, decay: float, rise: int, steps: int, falls: bool = True
+    scorer: ClipScorer,
+    lr: float,
+    decay: float,
+    rise: int,
+    steps: int,
+    falls: bool = True,
+    betas: tuple[float, float] = BETAS,
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
     """AdamW for all parameters, and its rate by step: it rises for `rise` of the `steps`, a tenth of them at most, to
     `lr`, and falls by half a cosine, or stays."""
@@ -197,7 +203,7 @@ def adamw(
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    made = torch.optim.AdamW(groups, lr=lr, betas=BETAS, fused=True)
+    made = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
     risen = max(1, min(rise, steps // 10))
 
     def factor(step: int) -> float:

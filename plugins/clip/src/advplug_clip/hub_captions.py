@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from advplug.builtin.dataset_sources import EVALUATE_LARGE, EVALUATE_SMALL, LARG
 from advplug.contracts import DatasetInfo
 from advplug.errors import UsageError
 from advplug.keys import digest
-from advplug_clip.caption_files import Trouble
+from advplug_clip.caption_files import Trouble, shared
 from advplug_clip.caption_formats import column
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class HubCaptions:
         test = self._split(self.test, offline, trouble)
         train = self._split(self.train, offline, trouble) if self.train else test.subset(np.arange(0))
         parts = self.amounts.apply(train, test, f"{self.name}:{self.dataset}")
-        return Dataset(self.info(), *parts, trouble.notes(self.name))
+        return Dataset(self.info(), *parts, (*trouble.notes(self.name), *shared(self.name, *parts)))
 
     def _split(self, part: str, offline: bool, trouble: Trouble) -> Split:
         from advplug.data import Split
@@ -95,7 +96,7 @@ class HubCaptions:
             else:
                 trouble.found(why or f"{where}, row {i} has no caption")
         n = len(captions)
-        names = tuple(f"{self.dataset}/{part}/{i}" for i in range(n))
+        names = tuple(f"{self.dataset}/{row}" for row in _rows(part, n))
         return Split(images, np.zeros(n, np.int64), np.arange(n), tuple(captions), names).subset(np.array(good, int))
 
     def _fetch(self, library: Any, part: str, offline: bool) -> Any:
@@ -108,6 +109,14 @@ class HubCaptions:
                 f"hf-captions: '{self.dataset}' [{part}] cannot be loaded ({why}); check the name, or load it once "
                 "where there is a network, copy the folder that HF_HOME names, and use --offline here"
             ) from error
+
+
+def _rows(part: str, n: int) -> list[str]:
+    """Names of a split's rows: those of `train[500:]` are rows of `train`, so that two slices of it can be told to
+    overlap. Of what cannot be counted from the start (shares, sums of splits) the rows are named by themselves."""
+    found = re.fullmatch(r"(\w+)(?:\[(\d*):(\d*)\])?", part)
+    base, first = (found[1], int(found[2] or 0)) if found else (part, 0)
+    return [f"{base}/{first + i}" for i in range(n)]
 
 
 def _library() -> Any:

@@ -160,6 +160,7 @@ class OpenClip:
     texts: Texts
     key: str | None
     strip: str
+    like: str | None
     micro_batch: int
     checkpointing: bool
     bf16: bool
@@ -181,7 +182,8 @@ class OpenClip:
 
         memory = Memory(self.micro_batch, self.checkpointing, self.bf16)
         groups = self.texts.groups(info)
-        return pretrained.scorer(self.architecture, groups, memory, self.tag, self.file, self.key, self.strip, offline)
+        asked = pretrained.Asked(self.architecture, self.tag, self.file, self.key, self.strip, self.like)
+        return pretrained.scorer(asked, groups, memory, offline)
 
 
 def open_clip(
@@ -190,6 +192,9 @@ def open_clip(
     templates: Templates = None,
     strip: Strip = "",
     key: Key = None,
+    like: Annotated[
+        str | None, Param("tag whose activation and preparation of pixels a file's weights were trained with")
+    ] = None,
     micro_batch: Annotated[
         int, Param("images that pass the image tower at once where gradients are taken (0: all)", ge=0)
     ] = 0,
@@ -205,8 +210,11 @@ def open_clip(
     prompts.check(templates)
     file = Path(rest).expanduser() if "/" in rest or "." in rest else None
     tag = None if rest == "random" or file else names.check_tag(architecture, rest)
-    if file is None and (key or strip):
-        raise UsageError("key= and strip= are for weights from a file; leave them out")
+    if file is None and (key or strip or like):
+        raise UsageError("key=, strip= and like= are for weights from a file; leave them out")
+    if like is not None:
+        names.check_tag(architecture, like)
     if file is not None:
         weights.shapes(file, key, strip)  # a file that cannot be used is refused at once
-    return OpenClip(architecture, tag, file, Texts(task, templates), key, strip, micro_batch, checkpointing, bf16)
+    texts = Texts(task, templates)
+    return OpenClip(architecture, tag, file, texts, key, strip, like, micro_batch, checkpointing, bf16)

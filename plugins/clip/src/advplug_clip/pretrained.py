@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +28,32 @@ WAIT = 15
 """Seconds after which the hub counts as out of reach."""
 
 
-def scorer(
-    architecture: str,
-    groups: Groups,
-    memory: Memory,
-    tag: str | None = None,
-    file: Path | None = None,
-    key: str | None = None,
-    strip: str = "",
-    offline: bool = False,
-) -> ClipScorer:
+@dataclass(frozen=True)
+class Asked:
+    """An architecture with the weights of a tag, or of a file, of which `like` names a tag trained alike."""
+
+    architecture: str
+    tag: str | None = None
+    file: Path | None = None
+    key: str | None = None
+    strip: str = ""
+    like: str | None = None
+
+
+def scorer(asked: Asked, groups: Groups, memory: Memory, offline: bool = False) -> ClipScorer:
     """The named architecture with weights of a tag or from a file; without either, from the global generator.
 
     Raises UsageError where the weights are not at hand and cannot or may not be fetched, where they do not fit, and
     where the architecture needs a tokenizer that is not at hand.
     """
-    settings = _settings(architecture, tag)
-    path = fetch(architecture, tag, settings, offline) if tag else file
+    architecture, tag = asked.architecture, asked.tag
+    settings = _settings(architecture, tag or asked.like)
+    path = fetch(architecture, tag, settings, offline) if tag else asked.file
     tokens = _tokens(architecture, offline)
     # Its weights are drawn even where others replace them: a moment, beside reading a file.
-    clip = _built(architecture, quick_gelu=bool(tag and settings.get("quick_gelu")))
+    clip = _built(architecture, quick_gelu=bool((tag or asked.like) and settings.get("quick_gelu")))
     if path is not None:
-        _fill(clip, path, key, strip)
+        _fill(clip, path, asked.key, asked.strip)
     if memory.checkpointing:
         _checkpoint(clip, architecture)
     size = clip.visual.image_size
@@ -56,7 +61,22 @@ def scorer(
     pixels = Pixels(
         (int(height), int(width)), tuple(settings["mean"]), tuple(settings["std"]), settings["interpolation"]
     )
-    return ClipScorer(frozen_texts(clip), tokens, groups, pixels, memory)
+    made = ClipScorer(frozen_texts(clip), tokens, groups, pixels, memory)
+    if asked.file is not None and asked.like is None:
+        made.assumed = _assumed(architecture, pixels)
+    return made
+
+
+def _assumed(architecture: str, pixels: Pixels) -> str:
+    """What a file of weights does not say, and what is taken for it."""
+    from open_clip import get_model_config
+
+    quick = (get_model_config(architecture) or {}).get("quick_gelu")
+    mean = ", ".join(f"{value:.3g}" for value in pixels.mean)
+    return (
+        f"the file does not say how its weights were trained: {'QuickGELU' if quick else 'GELU'} and pixels about "
+        f"({mean}) are assumed; like=TAG names published weights of {architecture} that were trained alike"
+    )
 
 
 def fetch(architecture: str, tag: str, settings: Mapping[str, Any], offline: bool) -> Path:

@@ -14,18 +14,21 @@ CUTS = (1, 5, 10)
 
 
 def text_ranks(cosine: Array, right: Array) -> Array:
-    """(n,): how many wrong texts are nearer to each image than its nearest right one; both arguments are (n, C)."""
+    """(n,): how many wrong texts are as near to each image as its nearest right one; both arguments are (n, C).
+
+    A tie is no hit, nor is what is no number: a tower that answers every image alike has found nothing.
+    """
     best = np.where(right, cosine, -np.inf).max(axis=1)
-    return np.asarray(((cosine > best[:, None]) & ~right).sum(axis=1))
+    return np.asarray((~(cosine < best[:, None]) & ~right).sum(axis=1))
 
 
 def image_ranks(own: Array, others: Array, right: Array) -> Array:
-    """(C,): how many wrong images are nearer to each text than its nearest right one.
+    """(C,): how many wrong images are as near to each text as its nearest right one.
 
     Cosines (n, C) of the right images are taken from `own`, those of the wrong ones from `others`.
     """
     best = np.where(right, own, -np.inf).max(axis=0)
-    return np.asarray(((others > best[None]) & ~right).sum(axis=0))
+    return np.asarray((~(others < best[None]) & ~right).sum(axis=0))
 
 
 def recalls(ranks: Array) -> list[Estimate | None]:

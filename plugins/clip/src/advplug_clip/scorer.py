@@ -66,6 +66,7 @@ class ClipScorer(nn.Module):
         self.register_buffer("std", torch.tensor(pixels.std).view(1, -1, 1, 1), persistent=False)
         self._known: dict[str, Tensor] = {}
         self._columns: Tensor | None = None
+        self.assumed: str | None = None
         self.register_load_state_dict_post_hook(_loaded)  # type: ignore[no-untyped-call]
 
     # --- images ---
@@ -144,7 +145,7 @@ class ClipScorer(nn.Module):
         """The same model with a column for each of these texts; it shares all weights and what it read before."""
         made = ClipScorer(self.clip, self.tokens, tuple((text,) for text in texts), self.pixels, self.memory)
         made.to(self.mean.device)
-        made._known = self._known
+        made._known, made.assumed = self._known, self.assumed
         made.training = self.training
         return made
 
@@ -155,10 +156,9 @@ class ClipScorer(nn.Module):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader should know of the texts behind the columns: how many were cut to the tower's length."""
+        """What a reader should know: how many texts were cut to the tower's length, and what had to be assumed."""
         flat = [text for group in self.groups for text in group]
-        note = self.tokens.cut_note(flat)
-        return (note,) if note else ()
+        return tuple(note for note in (self.tokens.cut_note(flat), self.assumed) if note)
 
 
 def frozen_texts(clip: nn.Module) -> nn.Module:

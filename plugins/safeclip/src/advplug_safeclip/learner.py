@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from advplug.train import demand_finite
-from advplug_clip.contrastive import GREATEST, adamw, both_towers, read_texts
+from advplug_clip.contrastive import BETAS, GREATEST, adamw, both_towers, read_texts
 from advplug_clip.scorer import ClipScorer
 from advplug_safeclip.pairs import Array, Pairs
 
@@ -40,10 +40,12 @@ class Learner:
         """Updates of an epoch on so many rows."""
         return rows // self.batch_size
 
-    def start(self, lr: float | None, decay: float, updates: int, rise: int, falls: bool) -> None:
+    def start(
+        self, lr: float | None, decay: float, updates: int, rise: int, falls: bool, beta2: float = BETAS[1]
+    ) -> None:
         """A fresh AdamW for the next `updates`: the rate rises to `lr` and stays, or falls by half a cosine."""
-        lr = lr or self.training.schedule.lr
-        self._optimizer, self._rate = adamw(self.scorer, lr, decay, rise, updates, falls)
+        lr, betas = lr or self.training.schedule.lr, (BETAS[0], beta2)
+        self._optimizer, self._rate = adamw(self.scorer, lr, decay, rise, updates, falls, betas)
 
     def update(self, loss: Tensor) -> None:
         """One update by the gradient of `loss`. Raises CellFailure where that is no number."""

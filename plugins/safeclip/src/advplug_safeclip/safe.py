@@ -65,7 +65,8 @@ def _warm_up(learner: Learner, settings: Settings) -> dict[str, float | None]:
     told: dict[str, float | None] = {}
     phases = (("unimodal", settings.unimodal, settings.lr), ("slow", settings.multimodal, settings.slow_lr))
     for name, epochs, rate in phases:
-        learner.start(rate, settings.decay, epochs * learner.steps(len(everything)), settings.rise, falls=False)
+        updates = epochs * learner.steps(len(everything))
+        learner.start(rate, settings.decay, updates, settings.rise, falls=False, beta2=settings.beta2)
         with learner.pairs.ledger.phase(name):
             for epoch in range(epochs):
                 stream = learner.stream.child(name, epoch)
@@ -83,7 +84,8 @@ def _filtered(learner: Learner, settings: Settings) -> list[Round]:
     pools = Pool(settings.bank), Pool(settings.bank)
     epochs = settings.epochs or 1
     rounds: list[Round] = []
-    learner.start(settings.lr, settings.decay, epochs * learner.steps(len(everything)), settings.rise, falls=True)
+    updates = epochs * learner.steps(len(everything))
+    learner.start(settings.lr, settings.decay, updates, settings.rise, falls=True, beta2=settings.beta2)
     for epoch in range(epochs):
         stream = learner.stream.child("filtered", epoch)
         with ledger.phase("scoring"):
