@@ -86,7 +86,7 @@ def description(entry: Entry) -> str:
     params = entry.params()
     if isinstance(entry.spec.caps, AttackCaps):
         lines.append(
-            "  part of the threat, for any attack: eps=8/255, norm=linf, target=next|random|least-likely|CLASS"
+            "  any attack may say its threat, for example eps=8/255, norm=linf, target=next|random|least-likely|CLASS"
         )
     lines.append("")
     lines += ["parameters:"] if params else ["no parameters"]

@@ -84,7 +84,7 @@ _RUN = (
                  help="Defense, like prune:ratio=0.4; A+B stacks two. Default: none."),
     click.option("--no-baseline", is_flag=True, help="Leave out the undefended baseline."),
     click.option("--audit", type=click.Choice(["none", "quick", "full"]), default="quick", show_default=True,
-                 help="Health checks: on 64 images, on all, or none (nothing can then be trusted)."),
+                 help="Health checks: quick on 64 images, full on all, none (nothing can then be trusted)."),
     click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
                  help="Draw accuracy along the budgets, or along the number in which defenses differ (svg, png, pdf)."),
     *_RUN,

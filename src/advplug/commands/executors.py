@@ -17,7 +17,7 @@ def executor_options(command: Callable[..., Any]) -> Callable[..., Any]:
         default="in-process",
         show_default=True,
         metavar="NAME",
-        help="in-process, or ray: cells on the processes of a Ray cluster (see docs/cluster.md).",
+        help="in-process, or ray: cells on the processes of a Ray cluster.",
     )
     @click.option(
         "--address",

@@ -37,8 +37,8 @@ def compare_runs(
     """Compare two runs, A and B, by the folders that keep them.
 
     Differences are paired, image by image; where the 95 % interval holds 0, no difference is shown. Threats that
-    both hold are compared; of two runs with one defense each, what is left on either side, too. What is not
-    trustworthy or has failed in B does not pass a gate.
+    both runs hold are compared. If one threat is then left on each side, such as that of two different defenses, these
+    two are compared as well. What is not trustworthy or has failed in B does not pass a gate.
     """
     from advplug.comparisons.gates import gate, gate_of
     from advplug.comparisons.runs import compare, render

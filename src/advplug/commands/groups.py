@@ -19,7 +19,7 @@ def plugin() -> None:
     type=click.Choice(["attack", "defense"]),
     default="attack",
     show_default=True,
-    help="What the example is; docs/plugins.md has the other kinds.",
+    help="What the example is; the guide to plugins has the other kinds.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("."), metavar="DIR",
               help="Folder to create the package in.")  # fmt: skip

@@ -15,7 +15,7 @@ def training_option(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option(
         "--train-with",
         type=click.Choice(["accelerate"]),
-        help="Train networks in all processes that accelerate launch started (see docs/training.md).",
+        help="Train networks in all processes that accelerate launch started.",
     )
     @functools.wraps(command)
     def trained(*arguments: Any, train_with: str | None, **rest: Any) -> Any:
