@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import copy
+import logging
+import os
+import subprocess
+import sys
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property, partial
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+import linear
 from advplug.behaviour import behaviour
 
 SHIFT = 0.0
@@ -107,6 +118,126 @@ def test_functions_that_it_calls_count(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_arguments_of_partial_functions_count() -> None:
     made = [behaviour(Net(then=partial(torch.mul, other=factor))) for factor in (1.0, 2.0)]
     assert made[0] != made[1]
+
+
+class Fourth(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x)
+
+
+class Third(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Fourth()
+
+
+class Second(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Third()
+
+
+class First(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Second()
+
+
+@dataclass
+class Config:
+    factor: float = 1.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x
+
+    @cached_property
+    def kind(self) -> str:
+        return "one"
+
+
+class Slotted:
+    __slots__ = ("factor",)
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def apply(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+class Holds(nn.Module):
+    def __init__(self, held: Any) -> None:
+        super().__init__()
+        self.held = held
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear.wrong(x) if x.mean() > 1e9 else x
+
+
+def test_code_counts_however_deep_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = behaviour(First())
+    monkeypatch.setattr(Fourth, "forward", lambda self, x: torch.tanh(x))
+    assert behaviour(First()) != before
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (torch.relu, torch.tanh),
+        (functional.gelu, functional.softplus),
+        (np.exp, np.log),
+        (torch.float16, torch.float32),
+        (Slotted(1).apply, Slotted(2).apply),
+        (Slotted(1), Slotted(2)),
+        (Config(1), Config(2)),
+        (Fraction(1, 2), Fraction(1, 3)),
+        (torch.zeros(2), torch.zeros(1, 2)),
+    ],
+)
+def test_attributes_that_compute_otherwise(one: Any, other: Any) -> None:
+    assert behaviour(Holds(one)) != behaviour(Holds(other))
+    assert behaviour(Holds(one)) == behaviour(Holds(copy.deepcopy(one)))
+
+
+@pytest.mark.parametrize("name", ["__call__", "kind"])
+def test_code_of_objects_that_are_held_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = behaviour(Holds(Config()))
+    changed = cached_property(lambda self: "two") if name == "kind" else lambda self, x: x + 1
+    monkeypatch.setattr(Config, name, changed)
+    assert behaviour(Holds(Config())) != before
+
+
+def test_functions_of_modules_beside_it_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = behaviour(Holds(1))
+    monkeypatch.setattr(linear, "wrong", lambda x: x + 1)
+    assert behaviour(Holds(1)) != before
+
+
+def test_names_of_attributes_are_no_globals(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = behaviour(Holds(1))
+    monkeypatch.setitem(globals(), "mean", 0.5)
+    assert behaviour(Holds(1)) == before, "forward calls x.mean, whatever else is called mean here"
+
+
+def test_copies_and_other_processes_agree(tmp_path: Path) -> None:
+    module = Holds([Config(), logging.getLogger("advplug.tests"), {"a", "b", "c"}])
+    before = behaviour(module)
+    assert behaviour(copy.deepcopy(module)) == before
+    assert behaviour(module) == before, "copying leaves traces in classes"
+    (tmp_path / "mine.py").write_text("""
+import torch
+class Net(torch.nn.Module):
+    kinds = {"x", "y", "z"}
+    def forward(self, x):
+        return x if {"p", "q", "r"} & self.kinds else -x
+""")
+    code = "import mine; from advplug.behaviour import behaviour; print(behaviour(mine.Net()))"
+    runs = [
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONHASHSEED": seed},
+                       capture_output=True, text=True, check=True).stdout
+        for seed in ("1", "2")
+    ]  # fmt: skip
+    assert runs[0] == runs[1]
 
 
 def test_a_cell_that_is_still_empty_is_no_error() -> None:

@@ -152,12 +152,16 @@ def _relabelled(sweep: Sweep, eps: Fraction, cell: Cell) -> Cell:
     return replace(cell, attack=sweep.attack.label, **identity(sweep, eps))  # type: ignore[arg-type]
 
 
-def _findings(members: Iterable[tuple[Sweep, Fraction]], stored: Stored) -> list[Finding]:
+_Observed = tuple[Sweep, Fraction, Finding]
+"""A member of a group of which something was observed."""
+
+
+def _observed(members: Iterable[tuple[Sweep, Fraction]], stored: Stored) -> list[_Observed]:
     found = []
     for sweep, eps in members:
         evidence = stored.evidence(sweep.cell_key(eps))
         if evidence is not None:
-            found.append(finding(sweep, evidence))
+            found.append((sweep, eps, finding(sweep, evidence)))
     return found
 
 
@@ -173,36 +177,38 @@ class _Baselines:
     groups: dict[str, list[tuple[Sweep, Fraction]]]
     stored: Stored
 
-    def shared(self, members: Sequence[tuple[Sweep, Fraction]]) -> tuple[list[Finding], list[Finding]]:
+    met: dict[str, dict[str, Finding]] = field(default_factory=dict)
+
+    def shared(self, observed: Sequence[_Observed]) -> tuple[list[Finding], list[Finding]]:
         """The findings of attacks that met both, on the defended and on the undefended victim: a difference of
         worst cases over different attacks says nothing of the defense."""
-        sweep, eps = members[0]
-        if not sweep.victim.defense:
+        if not observed or not observed[0][0].victim.defense:
             return [], []
-        undefended = self.groups.get(replace(sweep, victim=sweep.victim.baseline).threat_key(eps), [])
-        ours, theirs = (self._met(side) for side in (members, undefended))
+        sweep, eps, _ = observed[0]
+        group = replace(sweep, victim=sweep.victim.baseline).threat_key(eps)
+        if group not in self.met:
+            self.met[group] = _by_attack(_observed(self.groups.get(group, []), self.stored))
+        ours, theirs = _by_attack(observed), self.met[group]
         both = [key for key in ours if key in theirs]
         return [ours[key] for key in both], [theirs[key] for key in both]
 
-    def _met(self, members: Iterable[tuple[Sweep, Fraction]]) -> dict[str, Finding]:
-        return {
-            like(sweep, sweep.victim.baseline, False): found
-            for sweep, eps in members
-            for found in _findings([(sweep, eps)], self.stored)
-        }
+
+def _by_attack(observed: Iterable[_Observed]) -> dict[str, Finding]:
+    """By what makes it the same attack, whatever the victim."""
+    return {like(sweep, sweep.victim.baseline, False): found for sweep, _, found in observed}
 
 
 def _threat_row(
     members: list[tuple[Sweep, Fraction]], stored: Stored, baselines: _Baselines, proven: _Proven | None
 ) -> ThreatRow:
     sweep, eps = members[0]
-    observed = [(member, found) for member in members for found in _findings([member], stored)]
-    findings = [found for _, found in observed]
+    observed = _observed(members, stored)
+    findings = [found for _, _, found in observed]
     dependent = stored.batch_dependent(sweep.victim.key)
     worst = _worst(findings)
-    audit = stored.audit(group_key(member for member, _ in observed))
+    audit = stored.audit(group_key((member, at) for member, at, _ in observed))
     minimised = any(f.evidence.minimised for f in findings)
-    ours, theirs = baselines.shared(members)
+    ours, theirs = baselines.shared(observed)
     similar = Similarities.of(findings, ours, theirs) if minimised else None
     group = Group(
         findings,

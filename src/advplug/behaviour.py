@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import dis
 import hashlib
 import sys
 from collections.abc import Iterator, Mapping
-from functools import partial
-from types import CodeType, FunctionType, MethodType
+from functools import cached_property, partial, partialmethod
+from numbers import Number
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodDescriptorType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-DEPTH = 8
-"""How far into objects within objects is looked; circles end there."""
-_BOOKKEEPING = {"__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__annotations__", "__orig_bases__",
-                "__parameters__", "__firstlineno__", "__static_attributes__", "_abc_impl"}  # fmt: skip
-_DATA = (bool, int, float, complex, str, bytes, Tensor, np.ndarray, tuple, list, dict, set, frozenset, type(None))
-_CODE = (FunctionType, staticmethod, classmethod, property, partial)
+_BOOKKEEPING = {"__module__", "__qualname__", "__doc__", "__dict__", "__weakref__", "__annotations__", "__annotate__",
+                "__annotate_func__", "__annotations_cache__", "__conditional_annotations__", "__orig_bases__",
+                "__parameters__", "__firstlineno__", "__static_attributes__", "__slotnames__", "_abc_impl"}  # fmt: skip
+_DATA = (bool, Number, str, bytes, Tensor, np.ndarray, tuple, list, dict, set, frozenset, type(None))
+_CODE = (FunctionType, staticmethod, classmethod, property, cached_property, partial, partialmethod)
+_NAMED = (BuiltinFunctionType, MethodDescriptorType, np.ufunc, ModuleType)
 
 
 def behaviour(module: nn.Module) -> str:
     """sha256 over what a module computes: its weights and buffers, its parts, their own attributes and code, and what
-    that code uses of the user's own modules.
+    that code uses of the user's own modules. Code of installed packages goes by its name.
 
     Weights alone do not tell a ReLU from a tanh.
     """
@@ -43,27 +45,37 @@ def behaviour(module: nn.Module) -> str:
 
 
 class _Teller:
-    """Tells values as text; code that was told once is named from then on."""
+    """Tells values as text, each object once: from then on by its number, so that circles end."""
 
     def __init__(self) -> None:
-        self._known: dict[int, Any] = {}
+        self._known: dict[int, tuple[int, Any]] = {}
 
-    def told(self, value: Any, depth: int = 0) -> str:
+    def told(self, value: Any) -> str:
         """`value` as text that is the same in every process, without addresses."""
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
         if isinstance(value, bool | int | float | complex | str | bytes | None):
             return repr(value)
-        if isinstance(value, Tensor):
-            value = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        if isinstance(value, np.ndarray):
-            return hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
-        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        if isinstance(value, torch.dtype | torch.device | Number):
+            return f"{kind} {value}"
+        if isinstance(value, Tensor | np.ndarray):
+            return _hashed(value)
+        if isinstance(value, _NAMED):
+            return f"{kind} {getattr(value, '__module__', '')}.{getattr(value, '__qualname__', value.__name__)}"
         if isinstance(value, FunctionType | type):
             kind += f" {value.__module__}.{value.__qualname__}"
+        if not isinstance(value, tuple | frozenset | CodeType):
             if id(value) in self._known:
-                return kind
-            self._known[id(value)] = value
-        inside = [] if depth > DEPTH else [self.told(v, depth + 1) for v in _inside(value)]
+                return f"{kind} {self._known[id(value)][0]}"
+            self._known[id(value)] = len(self._known), value
+        inside = [self.told(v) for v in _inside(value)]
         return f"{kind}({','.join(sorted(inside) if isinstance(value, set | frozenset) else inside)})"
+
+
+def _hashed(value: Tensor | np.ndarray[Any, Any]) -> str:
+    shape, kind = tuple(value.shape), value.dtype
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return f"{kind} {shape} {hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()}"
 
 
 def _inside(value: Any) -> list[Any]:
@@ -72,20 +84,40 @@ def _inside(value: Any) -> list[Any]:
         return [part for item in value.items() for part in item]
     if isinstance(value, list | tuple | set | frozenset):
         return list(value)
-    if isinstance(value, MethodType | staticmethod | classmethod):
+    if isinstance(value, MethodType):
+        return [value.__func__, value.__self__]
+    if isinstance(value, staticmethod | classmethod):
         return [value.__func__]
     if isinstance(value, property):
         return [value.fget, value.fset]
-    if isinstance(value, partial):
+    if isinstance(value, cached_property):
+        return [value.func]
+    if isinstance(value, partial | partialmethod):
         return [value.func, value.args, value.keywords]
     if isinstance(value, FunctionType):
+        if not _is_users(value):
+            return []
         return [value.__code__, value.__defaults__, value.__kwdefaults__, *_cells(value), *_used(value)]
     if isinstance(value, CodeType):
         return [value.co_code, value.co_names, value.co_consts]
     if isinstance(value, type):
-        written = [c for c in value.__mro__ if not c.__module__.startswith(("torch.", "builtins"))]
+        written = [c for c in value.__mro__ if _is_users(c)]
         return [part for c in written for item in vars(c).items() if _counts(*item) for part in item]
-    return [] if isinstance(value, nn.Module) else list(getattr(value, "__dict__", {}).values())
+    return _attributes(value)
+
+
+def _attributes(value: Any) -> list[Any]:
+    """Those of an object: none of a module, whose parts are told by themselves, nor of what is Python's own."""
+    kind = type(value)
+    if isinstance(value, nn.Module) or kind.__module__.partition(".")[0] in sys.stdlib_module_names:
+        return [value.__wrapped__] if isinstance(getattr(value, "__wrapped__", None), FunctionType) else []
+    slots = [n for c in kind.__mro__ for n in _names_of(vars(c).get("__slots__", ())) if hasattr(value, n)]
+    held = {n: getattr(value, n) for n in slots} | dict(getattr(value, "__dict__", {}))
+    return [*([kind] if _is_users(kind) else []), *(part for item in held.items() for part in item)]
+
+
+def _names_of(slots: Any) -> tuple[str, ...]:
+    return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
 def _cells(function: FunctionType) -> Iterator[Any]:
@@ -99,33 +131,47 @@ def _cells(function: FunctionType) -> Iterator[Any]:
 
 def _counts(name: str, value: Any) -> bool:
     """Whether an attribute of a class says what it computes: code and data, not what Python itself keeps there."""
-    return name not in _BOOKKEEPING and isinstance(value, (*_CODE, *_DATA))
+    if name in _BOOKKEEPING:
+        return False
+    wrapped = isinstance(getattr(value, "__wrapped__", None), FunctionType)
+    return wrapped or isinstance(value, (*_CODE, *_DATA)) or (isinstance(value, type) and _is_users(value))
 
 
 def _used(function: FunctionType) -> Iterator[Any]:
-    """Functions, classes and data of the user's own modules that a function names."""
-    if not _is_users(function):
-        return
-    for name in _names(function.__code__):
+    """Functions, classes and data that a function takes from the user's own modules."""
+    names, attributes = _looked_up(function.__code__)
+    for name in names:
         used = function.__globals__.get(name)
-        if isinstance(used, FunctionType | type):
-            if _is_users(used):
-                yield used
-        elif name in function.__globals__ and isinstance(used, (*_CODE, *_DATA)):
+        if isinstance(used, ModuleType) and _is_users(used):
+            held = vars(used)
+            yield from (part for at in attributes if at in held and _matters(held[at]) for part in (at, held[at]))
+        elif name in function.__globals__ and _matters(used):
             yield name
             yield used
 
 
-def _names(code: CodeType) -> list[str]:
-    """Names that code looks up outside itself, with those of the functions within it."""
-    inner = [name for c in code.co_consts if isinstance(c, CodeType) for name in _names(c)]
-    return [*code.co_names, *inner]
+def _matters(used: Any) -> bool:
+    """Whether what code names is more than its name: data, and code of the user's own."""
+    if isinstance(used, FunctionType | type):
+        return _is_users(used)
+    return isinstance(used, (*_CODE, *_DATA))
+
+
+def _looked_up(code: CodeType) -> tuple[list[str], list[str]]:
+    """Names that code looks up outside itself, and all that it names, with those of the functions within it."""
+    outside = [str(i.argval) for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
+    named = list(code.co_names)
+    for inner in (c for c in code.co_consts if isinstance(c, CodeType)):
+        more, others = _looked_up(inner)
+        outside += more
+        named += others
+    return list(dict.fromkeys(outside)), list(dict.fromkeys(named))
 
 
 def _is_users(value: Any) -> bool:
     """Whether code is neither Python's own nor of an installed package."""
-    module = str(value.__module__)
-    file = getattr(sys.modules.get(module), "__file__", None) or ""
-    return module.partition(".")[0] not in sys.stdlib_module_names | {"torch"} and (
+    name = str(value.__name__ if isinstance(value, ModuleType) else value.__module__)
+    file = getattr(sys.modules.get(name), "__file__", None) or ""
+    return name.partition(".")[0] not in sys.stdlib_module_names - {"__main__"} | {"torch"} and (
         "site-packages" not in file and "dist-packages" not in file
     )

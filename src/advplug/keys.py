@@ -10,7 +10,9 @@ from typing import Any
 from advplug.params import plain
 
 SCHEMA = 1
-"""Version of the results, part of every key: raised when a cell's meaning changes."""
+"""Version of the results, part of every key: raised when the meaning of all changes, of trained networks, too."""
+CELLS = 2
+"""Raised when the meaning of cells alone changes: earlier ones are then computed anew."""
 
 
 def digest(recipe: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from advplug.budgets import Budget, customary, parse_budget, resolve
 from advplug.contracts import AttackCaps, DatasetInfo, Goal, Gradient, Minimise, Norm, Targeted, Untargeted, VictimRef
 from advplug.errors import UsageError, did_you_mean
 from advplug.judging import RETRIEVAL, Refused, judge
-from advplug.keys import SCHEMA, digest
+from advplug.keys import CELLS, SCHEMA, digest
 from advplug.params import plain
 from advplug.parse import Reference
 from advplug.perturbations import BALLS
@@ -55,6 +55,7 @@ class Sweep:
         return digest(
             {
                 "schema": SCHEMA,
+                "cells": CELLS,
                 "victim": self.victim.recipe,
                 "attack": self.attack.recipe,
                 "needs": {name: plan.recipe for name, plan in self.needs.items()},

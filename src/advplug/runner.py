@@ -126,7 +126,7 @@ class Runner:
             )  # fmt: skip
         elif isinstance(outcome, Audited):
             assert isinstance(job.piece, AuditPlan)
-            found = {job.piece.seen(job.found).key: outcome.audit}
+            found = {job.piece.seen([evidence is not None for evidence in job.found]).key: outcome.audit}
             if outcome.batch_dependent is not None:
                 found[f"batch:{job.piece.victim.key}"] = b"1" if outcome.batch_dependent else b"0"
             self.store.put_audits(found)
@@ -185,11 +185,13 @@ class Runner:
         return [AuditPlan(self.options.audit, tuple(members)) for members in groups.values()]
 
     def _due_audit(self, plan: AuditPlan) -> Job | None:
-        found = tuple(self.store.evidence(sweep.cell_key(eps)) for sweep, eps in plan.members)
-        seen = plan.seen(found)
+        keys = [sweep.cell_key(eps) for sweep, eps in plan.members]
+        seen = plan.seen([self.store.observed(key, "index") is not None for key in keys])
         if not seen.members or self.store.audit(f"full:{seen.group}") is not None:
             return None
-        return Job(plan, found=found) if self.store.audit(seen.key) is None else None
+        if self.store.audit(seen.key) is not None:
+            return None
+        return Job(plan, found=tuple(map(self.store.evidence, keys)))
 
     def _due_certificate(self, plan: CertificatePlan) -> Job | None:
         found = self.store.certificate(plan.key)

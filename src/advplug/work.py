@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -73,10 +74,9 @@ class AuditPlan:
     def group(self) -> str:
         return group_key(self.members)
 
-    def seen(self, found: Sequence[Evidence | None]) -> AuditPlan:
+    def seen(self, observed: Sequence[bool]) -> AuditPlan:
         """The plan with the members alone of which something was observed: what an audit finds holds for these."""
-        pairs = zip(self.members, found, strict=True)
-        return replace(self, members=tuple(member for member, evidence in pairs if evidence is not None))
+        return replace(self, members=tuple(itertools.compress(self.members, observed)))
 
     @property
     def key(self) -> str:

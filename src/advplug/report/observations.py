@@ -66,11 +66,12 @@ def classes(data: Data) -> Section | None:
 
 def _drop(data: Data, threat: ThreatRow) -> _Drop | None:
     """None where nothing was observed, or where similarities were lowered instead."""
-    cells = [c for c in data.cells_of(threat) if c.key in data.evidence]
-    last = victim_of(cells[-1]) if cells else ""
-    found = [data.evidence[c.key] for c in cells if victim_of(c) == last]
     n = threat.worst_case_accuracy.n if threat.worst_case_accuracy else 0
-    seen = [e for e in found if not e.minimised and e.n == n]  # those of an earlier run may be of other images
+    # Those of an earlier run may be of other images, or of another victim under this name.
+    cells = [c for c in data.cells_of(threat) if c.key in data.evidence and data.evidence[c.key].n == n]
+    nearest = min(reversed(cells), key=lambda c: _apart(data.evidence[c.key], threat), default=None)
+    found = [data.evidence[c.key] for c in cells if nearest and victim_of(c) == victim_of(nearest)]
+    seen = [e for e in found if not e.minimised]
     known = [e for e in seen if np.array_equal(e.index, seen[-1].index)]
     if not known:
         return None
@@ -82,6 +83,12 @@ def _drop(data: Data, threat: ThreatRow) -> _Drop | None:
         return np.bincount(y, weights=share, minlength=most) / np.maximum(images, 1)
 
     return _Drop(threat, images, by_class(known[0].clean.mean(axis=1)), by_class(worst))
+
+
+def _apart(evidence: Evidence, threat: ThreatRow) -> float:
+    """How far the clean accuracy is from the one that the threat's row tells of."""
+    clean = threat.clean_accuracy
+    return 0.0 if clean is None else abs(float(evidence.clean.mean()) - clean.value)
 
 
 def _by_class(data: Data, drops: Sequence[_Drop], size: int, title: str, name: str) -> Picture:

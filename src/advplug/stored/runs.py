@@ -21,6 +21,7 @@ from advplug.results import (
 )
 from advplug.store import cells, classes, reading, samples, shown
 from advplug.stored.samples import PoisonSample, Sample
+from advplug.training.launch import TRAINED_BY
 from advplug.versions import versions
 
 
@@ -54,7 +55,7 @@ def observed(folder: Path) -> list[tuple[Cell, Evidence]]:
 
 def victim_of(made: Cell | Poisoning) -> str:
     """Names what was attacked: a label stays when the file, the code or the data behind it changes, this does not."""
-    of = ("poison", "dataset", "model", "defense", "seed", "launch")
+    of = ("poison", "dataset", "model", "defense", "seed", TRAINED_BY)
     return digest({name: made.provenance[name] for name in of if name in made.provenance})
 
 

@@ -193,7 +193,8 @@ def open_clip(
     strip: Strip = "",
     key: Key = None,
     like: Annotated[
-        str | None, Param("tag whose activation and preparation of pixels a file's weights were trained with")
+        str | None,
+        Param("tag whose activation and preparation of pixels a file's weights were trained with", later=True),
     ] = None,
     micro_batch: Annotated[
         int, Param("images that pass the image tower at once where gradients are taken (0: all)", ge=0)

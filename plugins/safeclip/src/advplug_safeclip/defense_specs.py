@@ -50,6 +50,7 @@ def safeclip(
         float | None, Param("rate of the multimodal epochs; none: the preset's, or the model's", gt=0)
     ] = None,
     decay: Annotated[float | None, Param("weight decay", ge=0)] = None,
+    beta2: Annotated[float | None, Param("AdamW's second beta; none: the preset's", gt=0, lt=1)] = None,
     rise: Annotated[int | None, Param("updates over which a rate rises, a tenth of a phase's at most", ge=0)] = None,
     mixture: Annotated[
         Literal["free", "anchored"] | None,
