@@ -12,7 +12,7 @@ import advplug
 from advplug.budgets import parse_budget
 from advplug.contracts import Access, AttackCaps, Gradient, Minimise, ModelCaps, Spec, Targeted, Untargeted
 from advplug.errors import UsageError
-from advplug.keys import SCHEMA
+from advplug.keys import CELLS, SCHEMA
 from advplug.matrix import Axes, expand
 from advplug.parse import parse_reference
 from advplug.plans import Bound
@@ -197,14 +197,16 @@ def test_the_protocol_through_a_wall_is_a_search_for_the_model_without_it_too():
 
 
 def test_a_cells_key_holds_the_budgets_up_to_it_only():
-    """A minimum-norm attack runs once for all of them."""
-    two, three = ("1/255", "3/255"), ("1/255", "3/255", "5/255")
+    """A minimum-norm attack runs once for all of them, and may search up to the largest."""
+    two, three, end = ("1/255", "3/255"), ("1/255", "3/255", "5/255"), ("3/255", "5/255")
+    at = Fraction(3, 255)
     for attack in ("pgd", "deepfool"):
-        (short,), (long,), (single,) = (plan(attack, budgets=list(b)) for b in (two, three, three[1:2]))
-        at = Fraction(3, 255)
+        once = attack == "deepfool"
+        short, long, last, single = (plan(attack, budgets=list(b))[0] for b in (two, three, end, two[1:]))
         assert short.key != long.key
-        assert short.cell_key(at) == long.cell_key(at)
-        assert (single.cell_key(at) == long.cell_key(at)) is (attack == "deepfool")
+        assert (short.cell_key(at) == long.cell_key(at)) is not once
+        assert (last.cell_key(at) == long.cell_key(at)) is once
+        assert (single.cell_key(at) == short.cell_key(at)) is once
         assert long.cell_key(at) != long.cell_key(Fraction(5, 255))
 
 
@@ -234,11 +236,11 @@ def test_what_describes_the_allowed_changes_is_part_of_the_threat():
 
 
 def test_keys_are_those_of_what_was_stored_before():
-    """Other values lose every stored result: change them only together with SCHEMA."""
+    """Other values lose every stored result: change them only together with SCHEMA or CELLS."""
     (sweep,) = plan("deepfool:target=next", budgets=["8/255", "4/255"], seeds=(3,))
     caps = replace(sweep.attack.caps, minimum_norm=False, threat=("angle",))
     attack = Bound("attack", {"object": "attack"}, caps, params={"angle": 30, "steps": 9})
     fixed = replace(sweep, attack=attack, static=True, needs={"from": replace(sweep.victim, seed=4)})
     eps = Fraction(4, 255)
     keys = [key[:16] for key in (fixed.key, fixed.cell_key(eps), fixed.threat_key(eps))]
-    assert (SCHEMA, keys) == (1, ["36ab33a7a913c399", "78e0fe68b32446e5", "d17c20a1df402379"])
+    assert (SCHEMA, CELLS, keys) == (1, 2, ["9a60f7d4d01ff237", "86f520ebe72c788e", "d17c20a1df402379"])
