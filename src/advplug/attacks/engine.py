@@ -97,7 +97,7 @@ class _Run:
         self.stand_ins = any(w.surrogates for w in victim.wraps)
         self.proxy = (victim.rejects or self.stand_ins) and not self.noisy and not self.by_score
         # Where convolutions round their inputs, as they do on some GPUs, a success by a hair may be none.
-        self.rounded = rounds_convolutions(victim.device)
+        self.rounded = rounds_convolutions(victim.device) and not self.noisy
         self.rule = self._rule()
         self.results = Results.blank(batch, self.steps)
         self.size = max(1, min(victim.batch_size, len(batch)))
@@ -154,7 +154,7 @@ class _Run:
     def _one_run(self, rows: Tensor) -> None:
         """All of `rows` from a start to the last step: first in the fast mode, the end in float32."""
         if not self.mode.bfloat16:
-            self._pool(rows, [], self.steps, self.runner, self.proxy or (self.rounded and not self.noisy))
+            self._pool(rows, [], self.steps, self.runner, self.proxy or self.rounded)
             return
         switch = self.steps - max(2, math.ceil(LAST_SHARE * self.steps))
         if self.attack.rule == "adaptive":
@@ -165,7 +165,7 @@ class _Run:
         if self.attack.rule == "adaptive":
             for slots in parked:
                 slots.memory = without_best(slots.memory)
-        self._pool(rows[:0], parked, self.steps, self.exact, self.proxy or (self.rounded and not self.noisy))
+        self._pool(rows[:0], parked, self.steps, self.exact, self.proxy or self.rounded)
 
     def _pool(
         self,

@@ -18,7 +18,7 @@ from advplug.evidence import Array, Evidence, worst_case
 from advplug.keys import SCHEMA
 from advplug.results import RunResult, ThreatRow
 from advplug.store import THREAT
-from advplug.stored.runs import observed, read, victim_of
+from advplug.stored.runs import apart, observed, read, victim_of
 from advplug.studies.shown_names import called, in_row, renamed_row, shared
 
 COLUMNS = THREAT
@@ -221,16 +221,12 @@ def _chosen(sets: list[_Threat], told: ThreatRow | None) -> _Threat:
     clean = None if told is None else told.clean_accuracy
     meant = [t for t in sets if clean is None or t.evidence[0].n == clean.n][::-1] if told is not None else []
     # Of those told of, the one that answers as that did without attack.
-    victim = min(meant, key=lambda t: _apart(t, clean)).victim if meant else sets[-1].victim
+    nearest = min(meant, key=lambda t: apart(t.evidence[0], told)) if told is not None and meant else sets[-1]
+    victim = nearest.victim
     largest = max((t for t in sets if t.victim == victim), key=lambda t: t.evidence[0].n)
     if told is not None and any(t is largest for t in meant):
         largest.verdict, largest.flags = told.verdict, tuple(f.name for f in told.flags if f.level != "info")
     return largest
-
-
-def _apart(threat: _Threat, clean: Estimate | None) -> float:
-    ours = share(threat.evidence[0].clean)
-    return abs(ours.value - clean.value) if ours is not None and clean is not None else 0.0
 
 
 def _compared(left: _Threat, right: _Threat, common: Array) -> Comparison:

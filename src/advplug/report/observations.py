@@ -30,7 +30,7 @@ from advplug.report.parts import (
     word,
 )
 from advplug.results import Cell, ThreatRow
-from advplug.stored.runs import victim_of
+from advplug.stored.runs import apart, victim_of
 
 CLASSES = 20
 CURVES = 10
@@ -69,9 +69,10 @@ def _drop(data: Data, threat: ThreatRow) -> _Drop | None:
     n = threat.worst_case_accuracy.n if threat.worst_case_accuracy else 0
     # Those of an earlier run may be of other images, or of another victim under this name.
     cells = [c for c in data.cells_of(threat) if c.key in data.evidence and data.evidence[c.key].n == n]
-    nearest = min(reversed(cells), key=lambda c: _apart(data.evidence[c.key], threat), default=None)
-    found = [data.evidence[c.key] for c in cells if nearest and victim_of(c) == victim_of(nearest)]
-    seen = [e for e in found if not e.minimised]
+    if not cells:
+        return None
+    meant = victim_of(min(reversed(cells), key=lambda c: apart(data.evidence[c.key], threat)))
+    seen = [e for c in cells if victim_of(c) == meant and not (e := data.evidence[c.key]).minimised]
     known = [e for e in seen if np.array_equal(e.index, seen[-1].index)]
     if not known:
         return None
@@ -83,12 +84,6 @@ def _drop(data: Data, threat: ThreatRow) -> _Drop | None:
         return np.bincount(y, weights=share, minlength=most) / np.maximum(images, 1)
 
     return _Drop(threat, images, by_class(known[0].clean.mean(axis=1)), by_class(worst))
-
-
-def _apart(evidence: Evidence, threat: ThreatRow) -> float:
-    """How far the clean accuracy is from the one that the threat's row tells of."""
-    clean = threat.clean_accuracy
-    return 0.0 if clean is None else abs(float(evidence.clean.mean()) - clean.value)
 
 
 def _by_class(data: Data, drops: Sequence[_Drop], size: int, title: str, name: str) -> Picture:

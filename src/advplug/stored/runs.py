@@ -13,6 +13,7 @@ from advplug.results import (
     Poisoning,
     RunInfo,
     RunResult,
+    ThreatRow,
     cell_from_json,
     certificate_from_json,
     poisoning_from_json,
@@ -57,6 +58,12 @@ def victim_of(made: Cell | Poisoning) -> str:
     """Names what was attacked: a label stays when the file, the code or the data behind it changes, this does not."""
     of = ("poison", "dataset", "model", "defense", "seed", TRAINED_BY)
     return digest({name: made.provenance[name] for name in of if name in made.provenance})
+
+
+def apart(evidence: Evidence, row: ThreatRow) -> float:
+    """How far what was observed without attack is from the clean accuracy of a row; 0 where it tells none."""
+    clean = row.clean_accuracy
+    return 0.0 if clean is None else abs(float(evidence.clean.mean()) - clean.value)
 
 
 def pictured(folder: Path) -> dict[str, Sample]:
