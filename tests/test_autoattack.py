@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sys
 import warnings
@@ -146,6 +147,31 @@ def test_each_part_gets_what_the_ones_before_left(caplog: pytest.LogCaptureFixtu
         assert value is not None
         assert value.tolist() == expected
     assert trace.nonfinite is None
+
+
+def test_an_image_goes_on_while_one_draw_of_its_answers_is_right() -> None:
+    """Every draw counts in the accuracy: what two of three draws are fooled by may be fooled in all."""
+    drawn = itertools.count()
+
+    def by_turns(inner: object, x: Tensor, rng: object) -> Tensor:
+        """Right in one of three answers below 1."""
+        level = x.flatten(1).mean(1)
+        wrong = (level >= 1) | ((level > 0) & (next(drawn) % 3 > 0))
+        return torch.stack([torch.full((len(x),), 0.5), wrong.to(x)], 1)
+
+    class Up(Shift):
+        def __call__(self, victim: Victim, batch: Batch, threat: Threat, rng: Stream) -> Crafted:
+            self.given = batch.index.tolist()
+            return Crafted(batch.x + self.step)
+
+    batch = Batch(torch.zeros(2, 1, 2, 2), torch.zeros(2, dtype=torch.long), torch.arange(2))
+    victim = Victim(nn.Flatten(), 2, (Wrap(by_turns, stochastic=True, draws=3),))
+    first, second, third = (Up(set(), step) for step in (0.5, 1.0, 0.7))
+    attack = Cascade(lambda v, goal: (Part("a", first), Part("b", second), Part("c", third)))
+    out = attack(victim, batch, threat(1.0), stream())
+    assert (first.given, second.given, third.given) == ([0, 1], [0, 1], [])
+    assert (out.x == 1).all()
+    assert attack.broken == {"a": (2, 2), "b": (0, 2)}
 
 
 # --- against the published code --------------------------------------------------------------------

@@ -244,3 +244,14 @@ def test_keys_are_those_of_what_was_stored_before():
     eps = Fraction(4, 255)
     keys = [key[:16] for key in (fixed.key, fixed.cell_key(eps), fixed.threat_key(eps))]
     assert (SCHEMA, CELLS, keys) == (1, 2, ["9a60f7d4d01ff237", "86f520ebe72c788e", "d17c20a1df402379"])
+
+
+def test_cells_in_which_answers_are_drawn_have_a_version_of_their_own(monkeypatch):
+    def keys():
+        sure, drawn = plan("pgd", budgets=["1/10"], defenses=[(defense("noise", "wrap", stochastic=True),)])
+        aimed = replace(sure, needs={"from": drawn.victim})
+        return [sweep.key for sweep in (sure, drawn, aimed)]
+
+    before = keys()
+    monkeypatch.setattr("advplug.matrix.RANDOMISED", 99)
+    assert [a == b for a, b in zip(before, keys(), strict=True)] == [True, False, False]

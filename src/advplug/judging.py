@@ -49,7 +49,7 @@ def judge(
     )
     notes = []
     if victim.stochastic and caps.access is Access.GRADIENT:
-        notes.append("the victim is randomised: gradients and losses are averaged over fresh draws (EOT)")
+        notes.append("the victim is randomised: every step follows fresh draws of its answers together (EOT)")
     if victim.gradient is Gradient.BPDA and caps.access is Access.GRADIENT:
         notes.append("gradients pass the defense through its declared stand-in (BPDA); run a gradient-free attack too")
     notes += [note for count, note in caps.fewer_classes if len(info.classes) < count]

@@ -16,7 +16,7 @@ from advplug.budgets import Budget, customary, parse_budget, resolve
 from advplug.contracts import AttackCaps, DatasetInfo, Goal, Gradient, Minimise, Norm, Targeted, Untargeted, VictimRef
 from advplug.errors import UsageError, did_you_mean
 from advplug.judging import RETRIEVAL, Refused, judge
-from advplug.keys import CELLS, SCHEMA, digest
+from advplug.keys import CELLS, RANDOMISED, SCHEMA, digest
 from advplug.params import plain
 from advplug.parse import Reference
 from advplug.perturbations import BALLS
@@ -52,6 +52,7 @@ class Sweep:
     @cached_property
     def key(self) -> str:
         wider = self.crafted_at not in ((), self.budgets)
+        drawn = any(plan.stochastic for plan in (self.victim, *self.needs.values()))
         return digest(
             {
                 "schema": SCHEMA,
@@ -65,6 +66,7 @@ class Sweep:
                 "n": self.limit,
                 "static": self.static,
                 **({"crafted_at": self.crafted_at} if wider else {}),
+                **({"randomised": RANDOMISED} if drawn else {}),
             }
         )
 

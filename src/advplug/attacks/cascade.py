@@ -40,8 +40,9 @@ class Cascade:
     """Runs the parts that `choose(victim, goal)` gives, in order, each on what is left; an `EvasionAttack`.
 
     After each part the deployed system is asked which images are broken; one that answers at random breaks on an
-    image by a majority of draws. An image that no part breaks comes back as the first part left it. How many
-    images each part broke is logged (level INFO) and, for the latest call, kept in `broken`.
+    image by a majority of draws, and the image goes on as long as one of them is right, since every draw counts in
+    its accuracy. An image that no part breaks comes back as the part left it that came furthest. How many images each
+    part broke is logged (level INFO) and, for the latest call, kept in `broken`.
     """
 
     choose: Callable[[Victim, Goal], tuple[Part, ...]]
@@ -59,16 +60,17 @@ class Cascade:
         if not all(part.gradient for part in parts):
             books.bits["black_box"] = torch.zeros(len(batch), dtype=torch.bool)
         for part in parts:
-            rows = (books.rate <= 0.5).nonzero().flatten()
+            rows = (books.rate < 1).nonzero().flatten()
             if not len(rows):
                 break
             some = batch.take(rows)
             made = part.attack(victim, some, threat, rng.child(part.name))
             rate = _rate(victim, made.x, some.y, None if target is None else some.target)
+            fresh = (rate > 0.5) & (books.rate[rows] <= 0.5)
             books.enter(rows, made, rate)
             if not part.gradient:
                 books.bits["black_box"][rows] = rate > 0.5
-            self.broken[part.name] = (int((rate > 0.5).sum()), len(rows))
+            self.broken[part.name] = (int(fresh.sum()), len(rows))
             log.info("%s broke %d of %d images", part.name, *self.broken[part.name])
         return Crafted(books.x, books.trace())
 

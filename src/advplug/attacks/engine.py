@@ -19,6 +19,7 @@ from torch import Tensor
 
 from advplug.attacks import precision, transforms
 from advplug.attacks.aims import SIMILARITY, ByText, aim, clearly
+from advplug.attacks.pooling import Draws
 from advplug.attacks.slots import Asked, Queue, Reading, Results, Slots, join, reading
 from advplug.attacks.steps import Adaptive, Momentum, Point, Steepest, StepRule, checkpoints, without_best
 from advplug.attacks.unchanged import best_wrong_classes, need_no_change
@@ -38,7 +39,7 @@ class GradientAttack:
 
     `fraction` is the step length as a share of eps; `alpha`, in pixel units, overrides it. `start` is
     where restart 0 begins unless the batch brings a start; later restarts begin at uniform points.
-    `draws` averages gradients over that many samples of the transforms and of a stochastic victim.
+    `draws` are the samples of the transforms and of a stochastic victim that make one gradient (`pooling.Draws`).
     `keep_going` takes all steps and returns the iterate of highest loss, a misclassified one first.
     `n_targets` > 0 makes one run for each of the image's best-scoring wrong classes. At most
     `victim.batch_size` images make a pass. The loss `similarity` is for victims whose columns are texts: the mean
@@ -91,6 +92,10 @@ class _Run:
         self.by_score = attack.loss == SIMILARITY and not self.targeted
         self.noisy = victim.stochastic or bool(attack.transforms)
         self.draws = max(attack.draws, victim.draws) if self.noisy else 1
+        # Transforms are the attacker's, and are averaged over. Toward a class, the draw that is furthest from it is the
+        # one that can be reached least: there the mean succeeds more often.
+        aimed = self.targeted or attack.n_targets > 0 or self.by_score
+        self.standing = victim.stochastic and not attack.transforms and not aimed
         # Early leaving needs answers that depend on the image alone.
         self.stay = attack.keep_going or self.noisy or victim.batch_dependent or self.by_score
         # Where the attacked view is not the deployed system, a success has to be confirmed by the latter.
@@ -233,23 +238,14 @@ class _Run:
         return self.attack.start == "clean" and self.attack.n_targets > 0 and self.attack.restarts == 1
 
     def _read(self, slots: Slots, gradient: bool) -> Reading:
-        """Loss, success and, if asked for, gradient at the iterates, averaged over draws."""
-        total_loss: Tensor | None = None
-        total_gradient: Tensor | None = None
-        votes: Tensor | None = None
-        parts = self._parts(slots)
+        """Loss, success and, if asked for, gradient at the iterates, over all draws together."""
+        draws, parts = Draws(self.standing), self._parts(slots)
         for draw in range(self.draws):
             read = [self._read_part(slots, asked, n, draw, gradient) for asked, n in parts]
             loss, hit, g = (torch.cat(t) if len(read) > 1 else t[0] for t in zip(*read, strict=True))
-            total_loss = loss if total_loss is None else total_loss + loss
-            votes = hit if votes is None else votes + hit
-            total_gradient = g if total_gradient is None else total_gradient + g
-        assert total_loss is not None
-        assert total_gradient is not None
-        assert votes is not None
-        if self.draws > 1:
-            total_loss, total_gradient = total_loss / self.draws, total_gradient / self.draws
-        return reading(total_loss, total_gradient if gradient else None, votes / self.draws)
+            draws.add(loss, hit, g)
+        loss, votes, g = draws.together()
+        return reading(loss, g if gradient else None, votes)
 
     def _read_part(
         self, slots: Slots, asked: Asked, n: int, draw: int, gradient: bool
