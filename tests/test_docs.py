@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -105,19 +106,35 @@ def _reads_data(line: str) -> bool:
     return named is not None and "$ADVPLUG_DATA" in (ROOT / named[0]).read_text()
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a run that is finished, for commands that read one; each kind is run once."""
+    kinds = {
+        "compare": ("-m", "cnn", "-a", "fgsm", "--dataset", "digits:size=16", *QUICK),
+        "read": ("-m", CNN, "-d", "jpeg", "-a", "fgsm", "--dataset", TINY, *QUICK),
+    }
+    made: dict[str, Path] = {}
+
+    def folder(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = tmp_path_factory.mktemp(kind) / "run"
+            assert advplug("eval", *kinds[kind], "-o", str(made[kind])).returncode == 0
+        return made[kind]
+
+    return folder
+
+
 @pytest.mark.parametrize("line", sorted(LINES))
-def test_the_commands_shown_work(line: str, tmp_path: Path) -> None:
+def test_the_commands_shown_work(line: str, tmp_path: Path, finished: Callable[[str], Path]) -> None:
     write_files(LINES[line], tmp_path)
     if "ADVPLUG_DATA" not in os.environ and ("$ADVPLUG_DATA" in line or _reads_data(line)):
         pytest.skip("ADVPLUG_DATA names no folder with data")
     arguments = shlex.split(os.path.expandvars(line))[1:]
     if arguments[0] == "compare":
         for folder in arguments[1:3]:
-            small = ["eval", "-m", "cnn", "-a", "fgsm", "--dataset", "digits:size=16", *QUICK]
-            advplug(*small, "-o", folder, cwd=tmp_path)
+            shutil.copytree(finished("compare"), tmp_path / folder)
     if arguments[0] in ("plot", "export", "report"):
-        small = ["eval", "-m", CNN, "-d", "jpeg", "-a", "fgsm", "--dataset", TINY, *QUICK]
-        advplug(*small, "-o", arguments[1], cwd=tmp_path)
+        shutil.copytree(finished("read"), tmp_path / arguments[1])
     if arguments[0] == "run" or arguments[:2] == ["status", "advplug-results/matrix"]:
         (tmp_path / "matrix.yaml").write_text(blocks((ROOT / "docs" / "matrix.md").read_text(), "yaml")[0])
         shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
