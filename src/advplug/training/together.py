@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -132,7 +134,7 @@ class JointArtifacts(Artifacts):
 def train(
     plans: Sequence[VictimPlan], device: str, cache: Path | None, offline: bool, progress: Stages
 ) -> Mapping[str, AdvplugError]:
-    """Trains the victims that the main process wants, and ends the others with SystemExit.
+    """Trains the victims that the main process wants, and ends the other processes.
 
     What could not be trained is told by the key of its plan.
     """
@@ -158,8 +160,16 @@ def train(
             failed[key] = error
     crew.leave()
     if not crew.main:
-        raise SystemExit(0)
+        _end()
     return failed
+
+
+def _end() -> NoReturn:
+    """Ends a process that has nothing more to do, without tearing the interpreter down: threads of a process group have
+    been seen to abort it there, and a launcher takes that for a failure of all."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 # --- batch norm ------------------------------------------------------------------------------------
