@@ -69,7 +69,7 @@ class Cascade:
             fresh = (rate > 0.5) & (books.rate[rows] <= 0.5)
             books.enter(rows, made, rate)
             if not part.gradient:
-                books.bits["black_box"][rows] = rate > 0.5
+                books.bits["black_box"][rows] |= fresh
             self.broken[part.name] = (int(fresh.sum()), len(rows))
             log.info("%s broke %d of %d images", part.name, *self.broken[part.name])
         return Crafted(books.x, books.trace())
@@ -125,8 +125,8 @@ class _Books:
 
 
 def _rate(victim: Victim, x: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
-    """How often (B,) the deployed system, asked `victim.draws` times where it is randomised, is fooled."""
-    draws = victim.draws if victim.stochastic else 1
+    """How often (B,) the deployed system is fooled; a randomised one is asked as often as it is judged, or attacked."""
+    draws = max(victim.draws, victim.decisions) if victim.stochastic else 1
     hits = torch.zeros(len(x))
     with victim.frozen():
         for _ in range(draws):
