@@ -165,13 +165,19 @@ def test_an_image_goes_on_while_one_draw_of_its_answers_is_right() -> None:
             return Crafted(batch.x + self.step)
 
     batch = Batch(torch.zeros(2, 1, 2, 2), torch.zeros(2, dtype=torch.long), torch.arange(2))
-    victim = Victim(nn.Flatten(), 2, (Wrap(by_turns, stochastic=True, draws=3),))
+    # An attacker's single draw decides nothing: it is asked as often as it is judged.
+    victim = Victim(nn.Flatten(), 2, (Wrap(by_turns, stochastic=True, draws=1, decisions=3),))
     first, second, third = (Up(set(), step) for step in (0.5, 1.0, 0.7))
     attack = Cascade(lambda v, goal: (Part("a", first), Part("b", second), Part("c", third)))
     out = attack(victim, batch, threat(1.0), stream())
     assert (first.given, second.given, third.given) == ([0, 1], [0, 1], [])
     assert (out.x == 1).all()
     assert attack.broken == {"a": (2, 2), "b": (0, 2)}
+    search = Cascade(lambda v, goal: (Part("a", first), Part("b", second, gradient=False)))
+    trace = search(victim, batch, threat(1.0), stream()).trace
+    assert trace is not None
+    assert trace.black_box is not None
+    assert not trace.black_box.any(), "the gradient had broken them before"
 
 
 # --- against the published code --------------------------------------------------------------------
