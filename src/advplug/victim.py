@@ -117,7 +117,7 @@ class Victim:
 
     @property
     def draws(self) -> int:
-        """How many samples an attacker has to average over."""
+        """How many samples an attacker has to draw for a gradient."""
         return max((w.draws for w in self.wraps if w.stochastic), default=1)
 
     @property

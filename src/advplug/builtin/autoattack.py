@@ -34,7 +34,7 @@ def autoattack(
     steps: Annotated[int, Param("steps of each gradient part and target", ge=1)] = 100,
     n_targets: Annotated[int, Param("wrong classes that apgd-t and fab-t try, best-scoring first", ge=1)] = 9,
     queries: Annotated[int, Param("questions an image that square may ask", ge=1)] = 5000,
-    draws: Annotated[int, Param("samples a gradient of a randomised victim is averaged over", ge=1)] = 20,
+    draws: Annotated[int, Param("samples that make one gradient of a randomised victim", ge=1)] = 20,
     precision: Precision = "auto",
 ) -> Cascade:
     """apgd-ce, apgd-t, fab-t and square; for randomised victims apgd-ce and apgd-dlr."""

@@ -16,7 +16,7 @@ Alpha: TypeAlias = Annotated[Fraction | None, Param("step in pixel units; none: 
 Restarts: TypeAlias = Annotated[int, Param("starts, later ones only for survivors", ge=1)]
 LossName: TypeAlias = Annotated[Literal["ce", "margin", "dlr"], Param("loss that is maximised")]
 KeepGoing: TypeAlias = Annotated[bool, Param("take all steps and keep the iterate of highest loss")]
-Draws: TypeAlias = Annotated[int, Param("samples a gradient is averaged over, for randomised victims", ge=1)]
+Draws: TypeAlias = Annotated[int, Param("samples that make one gradient of a randomised victim", ge=1)]
 Precision: TypeAlias = Annotated[
     Literal["auto", "float32"],
     Param("auto: the fastest of float32 and bfloat16, by a short timing; decisions stay float32"),
@@ -101,7 +101,7 @@ def eot_pgd(
     loss: LossName = "ce",
     precision: Precision = "auto",
 ) -> GradientAttack:
-    """PGD on gradients averaged over transformations and over the victim's own randomness."""
+    """PGD on gradients that take in draws of transformations and of the victim."""
     from advplug.attacks.transforms import build
 
     attack = pgd(steps=steps, alpha=alpha, restarts=restarts, loss=loss, draws=draws, precision=precision)
@@ -176,7 +176,7 @@ ATTACKS: list[Spec] = [
     ),
     Spec(
         "eot-pgd", _HERE + "eot_pgd", _caps(_ALL, Strength.ITERATIVE, True, True),
-        "PGD on gradients averaged over transformations and over a randomised victim",
+        "PGD on gradients over draws of transformations and of a randomised victim",
         "Athalye et al. 2017, arXiv 1707.07397",
     ),
     Spec(

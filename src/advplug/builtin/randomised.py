@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from advplug.train import Training
 
 TOGETHER = 4
-"""Noisy copies that are averaged inside one attacked pass; gradients are averaged over several such passes."""
+"""Noisy copies that are averaged inside one attacked pass; a gradient takes several such passes."""
 DECISIONS = 4
 """Fresh votes on each image: a vote of many copies hardly varies, and each costs as many passes."""
 PROBES = 2
@@ -30,7 +30,7 @@ def dropout(
         Stack | None,
         Param("in front of which to put it, as (fc1+fc2); none: the last linear one, if there is none yet"),
     ] = None,
-    draws: Annotated[int, Param("fresh masks that an attacker averages over at each step", ge=1)] = 20,
+    draws: Annotated[int, Param("fresh masks that an attacker draws at each step", ge=1)] = 20,
 ) -> Defense:
     """Keeps dropout on when the model is judged; puts it in where the model has none.
 
@@ -74,10 +74,16 @@ def _names(layers: Stack | None) -> tuple[str, ...]:
 def noise_vote(
     sigma: Annotated[float, Param("standard deviation of the noise, pixels in [0, 1]", gt=0)] = 0.05,
     votes: Annotated[int, Param("noisy copies of an image that vote on its class", ge=1)] = 100,
-    draws: Annotated[int, Param("noisy copies that an attacker averages over at each step", ge=1)] = 20,
+    draws: Annotated[int, Param("noisy copies that an attacker draws at each step", ge=1)] = 20,
 ) -> Defense:
     """The class of most votes among noisy copies of the image."""
     return (voting(sigma, votes, draws),)
+
+
+def together(draws: int) -> int:
+    """Noisy copies of one attacked pass: two passes at least, where it can be, since a gradient weighs passes, and not
+    only answers."""
+    return min(TOGETHER, max(1, draws // 2))
 
 
 def voting(
@@ -96,17 +102,16 @@ def voting(
     def mean_softmax(inner: Callable[[Tensor], Tensor], x: Tensor, rng: Any) -> Tensor:
         from advplug.defenses.noise import mean_softmax
 
-        return mean_softmax(inner, x, sigma, together, rng)
+        return mean_softmax(inner, x, sigma, copies, rng)
 
     def mean_logits(inner: Callable[[Tensor], Tensor], x: Tensor, rng: Any) -> Tensor:
         from advplug.defenses.noise import mean_logits
 
-        return mean_logits(inner, x, sigma, together, rng)
+        return mean_logits(inner, x, sigma, copies, rng)
 
-    # Two passes at least, where it can be: gradients then average over draws, and not only answers.
-    together = min(TOGETHER, max(1, draws // 2))
+    copies = together(draws)
     views = (mean_softmax, mean_logits)
-    return Wrap(forward, Gradient.BPDA, views, True, math.ceil(draws / together), accepts, decisions=DECISIONS, **rest)
+    return Wrap(forward, Gradient.BPDA, views, True, math.ceil(draws / copies), accepts, decisions=DECISIONS, **rest)
 
 
 DEFENSES: list[Spec] = [

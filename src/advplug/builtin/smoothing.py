@@ -31,7 +31,7 @@ def smoothing(
     alpha: Annotated[
         float, Param("probability with which an answer or a certificate may be wrong", gt=0, lt=0.5)
     ] = 0.001,
-    draws: Annotated[int, Param("noisy copies that an attacker averages over at each step", ge=1)] = 20,
+    draws: Annotated[int, Param("noisy copies that an attacker draws at each step", ge=1)] = 20,
 ) -> Defense:
     """The likeliest class under Gaussian noise, or no answer; certified in L2. Noisy images are not clamped."""
 

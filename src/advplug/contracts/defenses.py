@@ -133,7 +133,7 @@ class Wrap:
     `forward(inner, x, rng)` gives the true logits; `inner` maps images to logits, `rng` is a
     torch.Generator to draw randomness from. `surrogates` are differentiable stand-ins of the same
     signature for the attacker (BPDA), all of which are attacked; empty if `forward` is differentiable.
-    `draws` is how many samples an attacker averages over (EOT), `decisions` how many times an image is decided
+    `draws` is how many samples an attacker needs for a gradient (EOT), `decisions` how many times an image is decided
     afresh where the wrap is stochastic. `gradient` says how gradients pass. `certifier` proves answers of the wrapped
     system; such a wrap is the outermost.
 

@@ -6,10 +6,12 @@ counts STOPS_EARLY of it where they do, which is right within a factor 2 from a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from advplug.builtin.randomised import together
 from advplug.certificates import CertificatePlan
 from advplug.contracts import Access, AttackCaps, DatasetInfo, Gradient, Minimise, Targeted
 from advplug.matrix import Sweep
@@ -154,7 +156,7 @@ def effort_of(attack: Bound, victim: VictimPlan, targeted: bool = False) -> Effo
     if attack.caps.access is Access.GRADIENT:
         made = made.times(_stand_ins(victim))
     noisy = victim.stochastic or bool(params.get("transforms"))
-    return made.times(max(_whole(params.get("draws"), 1), _draws(victim)) if noisy else 1)
+    return made.times(_draws(victim, _whole(params.get("draws"), 1)) if noisy else 1)
 
 
 def effort_by(
@@ -184,13 +186,18 @@ def _leaves(attack: Bound) -> bool:
     return bool(attack.params.get("steps", 2) != 1)
 
 
-def _draws(victim: VictimPlan) -> int:
-    """Samples that an attacker averages over, through each of the stand-ins of a vote."""
-    return max(
-        (_whole(d.params.get("draws"), DRAWS) * (2 if d.caps.asks_many else 1)
-         for d in victim.defense if d.caps.stochastic),
-        default=1,
-    )  # fmt: skip
+def _draws(victim: VictimPlan, asked: int = 1) -> int:
+    """Samples that make one gradient where the attack draws `asked` times by itself. A vote draws several copies at
+    once, and is attacked through two stand-ins."""
+    return max((_samples(d, asked) for d in victim.defense if d.caps.stochastic), default=asked)
+
+
+def _samples(defense: Bound, asked: int) -> int:
+    own = _whole(defense.params.get("draws"), DRAWS)
+    if not defense.caps.asks_many:
+        return max(asked, own)
+    copies = together(own)
+    return 2 * copies * max(asked, math.ceil(own / copies))
 
 
 def _stand_ins(victim: VictimPlan) -> int:

@@ -59,7 +59,7 @@ def tripped(checks: Mapping[str, Check[Subject]], subject: Subject) -> tuple[tup
 class Finding:
     """One attack's evidence with what the checks have to know of the attack.
 
-    `gradient`: it follows the victim's gradient; `draws`: over how many samples it averages one by itself.
+    `gradient`: it follows the victim's gradient; `draws`: of how many samples it makes one by itself.
     """
 
     attack: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,8 @@ def read(folder: Path) -> RunResult:
     """Everything the folder holds, whatever its status, in the order of its writing.
 
     Threats, with their verdicts, are those of runs that came to an end, the last word on each; cells of a run that was
-    killed have no threat yet. Several runs in one folder are one result, told as the last of them was.
-    Raises UsageError where `folder` is no run's.
+    killed have no threat yet. Several runs in one folder are one result, told as the last of them was; of one attack on
+    one victim and the same images the last result counts. Raises UsageError where `folder` is no run's.
     """
     with reading(folder) as db:
         certified, poisoned = shown(db, "certificate"), shown(db, "poisoning")
@@ -40,24 +41,56 @@ def read(folder: Path) -> RunResult:
         info = replace(info, names={text: name for run in runs for text, name in run.get("names", {}).items()})
         return RunResult(
             info,
-            tuple(cell_from_json(made) for made, _ in cells(db)),
+            tuple(cell_from_json(made) for made in _current(cells(db))),
             tuple(threat_from_json(row) for row in shown(db, "threat").values()),
-            tuple(certificate_from_json(_last(made, certified)) for made, _ in cells(db, "certificate")),
-            tuple(poisoning_from_json(_last(made, poisoned)) for made, _ in cells(db, "poisoning")),
+            tuple(certificate_from_json(_last(made, certified)) for made in _current(cells(db, "certificate"))),
+            tuple(poisoning_from_json(_last(made, poisoned)) for made in _current(cells(db, "poisoning"))),
         )
 
 
 def observed(folder: Path) -> list[tuple[Cell, Evidence]]:
-    """The finished cells that have evidence, with it, in the order of their writing. Raises UsageError likewise."""
+    """The finished cells that have evidence, with it, in the order of their writing, those that a later one replaced
+    left out. Raises UsageError likewise."""
     with reading(folder) as db:
-        rows = [(cell_from_json(made), evidence) for made, evidence in cells(db) if made["status"] == "ok"]
-    return [(cell, Evidence.from_bytes(evidence)) for cell, evidence in rows if evidence]
+        seen = {made["key"]: evidence for made, evidence in cells(db) if evidence}
+        rows = [cell_from_json(made) for made in _current(cells(db)) if made["status"] == "ok" and made["key"] in seen]
+    return [(cell, Evidence.from_bytes(seen[cell.key])) for cell in rows]
 
 
 def victim_of(made: Cell | Poisoning) -> str:
     """Names what was attacked: a label stays when the file, the code or the data behind it changes, this does not."""
+    return _victim(made.provenance)
+
+
+def _victim(provenance: dict[str, Any]) -> str:
     of = ("poison", "dataset", "model", "defense", "seed", TRAINED_BY)
-    return digest({name: made.provenance[name] for name in of if name in made.provenance})
+    return digest({name: provenance[name] for name in of if name in provenance})
+
+
+_NAMED = ("dataset", "model", "defense", "attack", "norm", "eps", "goal", "seed", "shape")
+
+
+def _current(rows: Iterable[tuple[Any, bytes | None]]) -> list[Any]:
+    """What holds of stored cells, certificates or poisonings, in the order of their writing.
+
+    A key also names the version of the code and the series of budgets, so that a folder may hold several results of
+    one attack on one victim and the same images: the last replaces the others. Of what failed or was refused nothing
+    is known but its names: any later result of these replaces it.
+    """
+    kept: list[Any] = []
+    names, whole = set(), set()
+    for made in reversed([made for made, _ in rows]):
+        named = tuple(made.get(name, "") for name in _NAMED)
+        told = made.get("provenance") or {}
+        # Results from before images were named are each of their own.
+        images = told.get("images", {}).get("indices_sha256", made["key"])
+        of = (*named, _victim(told), images)
+        if (named in names) if made["status"] != "ok" else (of in whole):
+            continue
+        kept.append(made)
+        names.add(named)
+        whole.add(of)
+    return kept[::-1]
 
 
 def apart(evidence: Evidence, row: ThreatRow) -> float:

@@ -12,7 +12,7 @@ from advplug.contracts import Defense, Param
 
 PIXELS = (0.0, 1.0)
 
-Draws = Annotated[int, Param("samples that an attacker averages over", ge=1)]
+Draws = Annotated[int, Param("samples that an attacker draws for a gradient", ge=1)]
 
 
 # --- input -----------------------------------------------------------------------------------------

@@ -24,9 +24,7 @@ def caption_pgd(
     transforms: Annotated[
         Stack | None, Param("what images must survive, as rotation:degrees=15+noise:sigma=0.05 (EOT); none: nothing")
     ] = None,
-    draws: Annotated[
-        int, Param("samples a gradient is averaged over, for transforms and randomised victims", ge=1)
-    ] = 1,
+    draws: Annotated[int, Param("samples that make one gradient, of transforms and randomised victims", ge=1)] = 1,
     precision: Annotated[
         Literal["auto", "float32"],
         Param("auto: the fastest of float32 and bfloat16, by a short timing; decisions stay float32"),
