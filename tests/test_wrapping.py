@@ -51,12 +51,31 @@ def test_gradients_and_passes_are_those_of_the_attacked_view() -> None:
     assert (victim.passes.forward, victim.passes.backward) == (10, 10)
 
 
-def test_a_randomised_victim_is_averaged_over_its_draws() -> None:
-    noisy = Wrap(lambda f, x, rng: f(x) + torch.randn(len(x), 1, generator=rng), stochastic=True, draws=4000)
-    victim, batch = scene((noisy,))
-    seen = AsModule(victim, Access.GRADIENT)(batch.x)
-    assert (seen - victim.module(batch.x)).abs().max() < 0.1
-    assert victim.passes.forward == 5 * 4000
+def test_a_randomised_victim_answers_with_the_logarithms_of_its_mean_probabilities() -> None:
+    """Half of the draws are sure of class 0: the mean logits would be, too."""
+
+    def torn(f: Callable[[Tensor], Tensor], x: Tensor, rng: torch.Generator) -> Tensor:
+        sure = torch.rand(len(x), 1, generator=rng) < 0.5
+        return torch.where(sure, 50 * nn.functional.one_hot(torch.zeros(len(x), dtype=torch.long), 10), f(x))
+
+    victim, batch = scene((Wrap(torn, stochastic=True, draws=4000),))
+    point = batch.x.clone().requires_grad_()
+    seen = AsModule(victim, Access.GRADIENT)(point)
+    assert (victim.passes.forward, victim.passes.backward) == (5 * 4000, 0)
+    own = victim.module(batch.x).softmax(1)
+    wanted = 0.5 * own + 0.5 * nn.functional.one_hot(torch.zeros(5, dtype=torch.long), 10)
+    assert (seen.exp() - wanted).abs().max() < 0.05
+    assert torch.allclose(seen.exp().sum(1), torch.ones(5), atol=1e-4)
+    chances = AsModule(victim, Access.GRADIENT, probabilities=True)(batch.x)
+    assert (chances - wanted).abs().max() < 0.05
+    nn.functional.cross_entropy(seen, batch.y).backward()
+    assert victim.passes.backward == 5 * 4000
+
+
+def test_one_draw_is_the_view_itself() -> None:
+    plain, drawn = (scene((Wrap(lambda f, x, rng: f(x), stochastic=s, draws=1),)) for s in (False, True))
+    (victim, batch), (noisy, _) = plain, drawn
+    assert torch.equal(AsModule(noisy, Access.GRADIENT)(batch.x), AsModule(victim, Access.GRADIENT)(batch.x))
 
 
 def test_scores_and_labels_come_without_gradient_from_the_deployed_system() -> None:
@@ -278,6 +297,33 @@ def test_what_is_left_for_a_second_view_is_decided_in_evaluation_mode() -> None:
     before = fingerprint(victim.module)
     wrapped(lambda m, b, t: b.x)(victim, batch, THREAT, Stream(0, "a"))
     assert differences(before, fingerprint(victim.module)) == []
+
+
+@pytest.mark.parametrize("near", [0, 1, 2])
+def test_the_smallest_change_is_the_smallest_through_any_stand_in(near: int) -> None:
+    """Each image is fooled through all three stand-ins; that one of them fooled it first says nothing of how far."""
+    views = tuple(lambda f, x, rng: f(x) for _ in range(3))
+    victim, batch = scene((Wrap(lambda f, x, rng: f(x), Gradient.BPDA, surrogates=views),))
+    calls = []
+
+    def call(module: AsModule, part: Batch, threat: Threat) -> Tensor:
+        calls.append(len(part))
+        size = 0.1 if len(calls) - 1 == near else 0.3
+        with torch.no_grad():
+            found = [part.x + s * size for s in (-1, 1)]
+            return torch.where(module(found[0]).argmax(1).ne(part.y)[:, None, None, None], *found).clamp(0, 1)
+
+    class Always(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.one_hot((batch.y + 1) % 10, 10).float() + 0 * x.flatten(1)[:, :1]
+
+    fooled = Victim(Always(), 10, victim.wraps)
+    made = wrapped(call)(fooled, batch, Threat(MinimumNorm("linf", Fraction(1))), Stream(0, "a"))
+    assert calls == [5, 5, 5]
+    assert float((made.x - batch.x).abs().amax()) == pytest.approx(0.1, abs=1e-6)
+    calls.clear()
+    wrapped(call)(fooled, batch, Threat(Ball("linf", Fraction(1))), Stream(0, "a"))
+    assert calls == [5], "inside a ball a success is one"
 
 
 def test_draws_depend_on_the_image_where_it_goes_alone() -> None:

@@ -13,7 +13,7 @@ SCHEMA = 1
 """Version of the results, part of every key: raised when the meaning of all changes, of trained networks, too."""
 CELLS = 2
 """Raised when the meaning of cells alone changes: earlier ones are then computed anew."""
-RANDOMISED = 1
+RANDOMISED = 2
 """Likewise of cells in which answers are drawn at random."""
 
 

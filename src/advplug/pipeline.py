@@ -134,16 +134,19 @@ def run_sweep(
             # For defended victims to be judged on; the cost is theirs, and the same whichever of them there are.
             spent = {eps: Timing() for eps in sweep.budgets}
             carried_on = _attack_chunk(_Offence(sweep, lasting, victim, victim, batching, spent, carries=False), chunk)
+        fell: Array | None = None
         for eps, found in adaptive.items():
             clock = time.perf_counter()
             if keep is not None:
                 keep.put(eps, chunk.rows.start, carried_on[eps].x)
             carried = static(eps, chunk.rows.start, chunk.rows.stop).to(victim.device) if static else None
-            parts[eps].append(
-                _evidence(
-                    victim, chunk, clean, found, bare.get(eps), carried, allowed(attack, sweep.norm, eps), batching
-                )
-            )
+            ball = allowed(attack, sweep.norm, eps)
+            made = _evidence(victim, chunk, clean, found, bare.get(eps), carried, ball, batching)
+            if made.static is not None and made.draws == 1 and not chunk.minimises:
+                # An image that was shown at a smaller budget may be shown at this one.
+                fell = made.static if fell is None else made.static | fell
+                made = replace(made, static=fell)
+            parts[eps].append(made)
             timing[eps].decide += time.perf_counter() - clock
         if not seen:
             first = {eps: found.x[:MOST].clone() for eps, found in adaptive.items()}
@@ -220,7 +223,8 @@ class _Struck:
 def _attack_chunk(offence: _Offence, chunk: _Chunk) -> dict[Fraction, _AtBudget]:
     """The chunk at each budget, ascending: crafted on the attacked victim, decided by the judge.
 
-    Images broken at one budget are carried to the larger ones; the others start from where they were.
+    Images broken at one budget are carried to the larger ones; the others start from where they were. What the judge
+    fell for at one budget counts at the larger ones, too, where the attack itself does not see the judge.
     """
     sweep, batch, draws = offence.sweep, chunk.batch, draws_of(offence.judge)
     if sweep.attack.caps.minimum_norm:
@@ -240,12 +244,22 @@ def _attack_chunk(offence: _Offence, chunk: _Chunk) -> dict[Fraction, _AtBudget]
                 part = replace(part, start=started[todo])
             threat = offence.threat(allowed(offence.attack, sweep.norm, eps))
             struck = offence.strike(part, threat, chunk.rows.start, offence.timing[eps])
-            success[todo.numpy()] = struck.success
             violations, worst = struck.violations, struck.worst
-            x_adv[todo] = struck.x
             _merge(trace, struck.trace, todo.numpy())
-            started = x_adv
-        results[eps] = _AtBudget(x_adv.clone(), success.copy(), dict(_copied(trace)), violations, worst)
+            started = x_adv.clone()
+            started[todo] = struck.x
+            fresh, judged = started.clone(), success.copy()
+            judged[todo.numpy()] = struck.success
+            if draws == 1 and offence.judge is not offence.attacked and not chunk.minimises:
+                lost = success[:, 0] & ~judged[:, 0]
+                there = torch.from_numpy(lost)
+                fresh[there], judged[lost] = x_adv[there], True
+            x_adv, success = fresh, judged
+        told = dict(_copied(trace))
+        if "black_box" in told:
+            # No gradient was tried at this budget on what fell at a smaller one.
+            told["black_box"] &= todo.numpy()
+        results[eps] = _AtBudget(x_adv, success, told, violations, worst)
         offence.progress(len(batch))
     return results
 

@@ -1,12 +1,13 @@
 """Other libraries' attacks: the victim as a plain module, a batch at a time, everything put back afterwards.
 
 An adapter writes one function, `call(module, part, threat) -> images`, and `wrapped` does the rest: it seeds and
-isolates the call, tries every stand-in of a defense, counts passes and queries, ends the call when its queries are
+isolates the call, tries every stand-in of a defense and keeps the best image, counts passes and queries, ends the call when its queries are
 spent, and fails the cell where what comes back is no image inside the perturbation set.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,7 +34,8 @@ class QueriesSpent(Exception):  # noqa: N818 - an end, no error
 class AsModule(nn.Module):
     """The victim as other libraries expect one: pixels (B, C, H, W) to logits (B, K), with parameters and modes.
 
-    With gradient access it is the attacked view `view`, averaged over the victim's draws where it is randomised;
+    With gradient access it is the attacked view `view`, of a randomised victim the logarithms of its mean probabilities
+    over as many draws as it declares: its cross-entropy is what advplug's own attacks raise (`pooling.Draws`);
     with score access the deployed system's logits without gradient; with decision access 1 for the label that was
     answered and 0 elsewhere, for images that the system rejects 1 for `withheld`, where it is set. `probabilities`
     turns logits into probabilities. Images are converted to the victim's precision and device. `asked` counts the
@@ -58,9 +60,9 @@ class AsModule(nn.Module):
 
     @property
     def draws(self) -> int:
-        """Over how many samples of a randomised victim one answer with gradient is averaged."""
-        averaged = self._victim.stochastic and self._access is Access.GRADIENT
-        return self._victim.draws if averaged else 1
+        """Of how many samples of a randomised victim one answer with gradient is made."""
+        several = self._victim.stochastic and self._access is Access.GRADIENT
+        return self._victim.draws if several else 1
 
     @property
     def stochastic(self) -> bool:
@@ -124,10 +126,13 @@ class AsModule(nn.Module):
             # An alias of this pass alone: a hook on the library's own tensor would count each later pass again.
             x = x.view_as(x)
             x.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
-        total = victim.attacked(x, self._view)
-        for _ in range(victim.draws - 1 if victim.stochastic else 0):
-            total = total + victim.attacked(x, self._view)
-        return total / victim.draws if victim.stochastic else total
+        logits = victim.attacked(x, self._view)
+        if self.draws == 1:
+            return logits
+        total = logits.log_softmax(1)
+        for _ in range(self.draws - 1):
+            total = torch.logaddexp(total, victim.attacked(x, self._view).log_softmax(1))
+        return total - math.log(self.draws)
 
     def _count_backward(self, gradient: Tensor) -> None:
         self._victim.passes.backward += len(gradient) * (self._victim.draws if self._victim.stochastic else 1)
@@ -165,22 +170,28 @@ class Wrapped:
         passed = torch.zeros(len(batch), dtype=torch.bool)
         step = 1 if self.one_by_one else max(1, victim.batch_size)
         views = victim.views if self.access is Access.GRADIENT else 1
+        smallest = isinstance(threat.perturbation, MinimumNorm)
         for start in range(0, len(batch), step):
             rows = torch.arange(start, min(start + step, len(batch)))
             for view in range(views):
-                open_rows = rows if view == 0 else rows[~_fooled(victim, x[rows], batch.take(rows), threat)]
+                # A success at some distance may be nearer through another stand-in.
+                every = view == 0 or smallest
+                open_rows = rows if every else rows[~_fooled(victim, x[rows], batch.take(rows), threat)]
                 if len(open_rows):
                     part = batch.take(open_rows)
                     watch = Watch(part, threat)
                     made, asked = self._once(victim, part, threat, rng.child(int(part.index[0]), view), view, watch)
+                    if smallest and view:
+                        nearer = _nearer(victim, made, x[open_rows], part, threat)
+                        made = torch.where(columns(nearer, made), made, x[open_rows])
                     x[open_rows.to(x.device)] = made
                     queries[open_rows] += asked
                     passed[open_rows] |= watch.found.cpu()
         if self.access is not Access.GRADIENT:
             return Crafted(x, Trace(queries=queries))
-        ball = isinstance(threat.perturbation, Ball) and not isinstance(threat.perturbation, MinimumNorm)
+        ball = isinstance(threat.perturbation, Ball)
         other = victim.stochastic or victim.rejects or any(w.surrogates for w in victim.wraps)
-        return Crafted(x, Trace(any_iterate=passed) if ball and not other else None)
+        return Crafted(x, Trace(any_iterate=passed) if ball and not smallest and not other else None)
 
     def _once(
         self, victim: Victim, part: Batch, threat: Threat, rng: Stream, view: int, watch: Watch
@@ -323,6 +334,18 @@ class Closest:
             return 1.0
         hits = [bool(self._hits(answer)) for answer in self.repeat(x)]
         return sum(hits) / max(1, len(hits))
+
+
+def _nearer(victim: Victim, made: Tensor, old: Tensor, part: Batch, threat: Threat) -> Tensor:
+    """(B,): which of the images `made` fool the deployed system by a smaller change than the `old` ones, most of the
+    time where it answers at random."""
+
+    def fools(x: Tensor) -> Tensor:
+        asked = victim.draws if victim.stochastic else 1
+        return torch.stack([_fooled(victim, x, part, threat) for _ in range(asked)]).float().mean(0) > 0.5
+
+    smaller = threat.perturbation.measure(part.x, made) < threat.perturbation.measure(part.x, old)
+    return (fools(made) & (smaller.cpu() | ~fools(old))).to(made.device)
 
 
 def _fooled(victim: Victim, x: Tensor, part: Batch, threat: Threat) -> Tensor:
