@@ -10,9 +10,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -238,6 +238,94 @@ class Net(torch.nn.Module):
         for seed in ("1", "2")
     ]  # fmt: skip
     assert runs[0] == runs[1]
+
+
+class Runs(nn.Module):
+    """Runs what it was given, wherever that is kept."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__()
+        self.parts = list(parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+def layer(seed: int) -> nn.Linear:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Linear(2, 2)
+
+
+def around(net: nn.Module) -> Callable[[Tensor], Tensor]:
+    return lambda x: net(x)
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        lambda seed: [layer(seed)],
+        lambda seed: [around(layer(seed))],
+        lambda seed: [layer(seed).forward],
+        lambda seed: [SimpleNamespace(net=layer(seed))],
+        lambda seed: [np.array([seed, "a"], dtype=object)],
+        lambda seed: [Runs(layer(0), layer(seed))],
+    ],
+)
+def test_networks_that_are_no_registered_parts_count(held: Callable[[int], list[Any]]) -> None:
+    assert behaviour(Runs(*held(1))) == behaviour(Runs(*held(1)))
+    assert behaviour(Runs(*held(1))) != behaviour(Runs(*held(2)))
+
+
+def test_the_order_in_which_parts_are_held_counts() -> None:
+    net = Runs()
+    net.a, net.b = layer(0), layer(1)
+    net.parts = [net.a, net.b]
+    before = behaviour(net)
+    net.parts.reverse()
+    assert behaviour(net) != before
+
+
+CONFIG = SimpleNamespace(t=1.0)
+ACTIVATION = nn.PReLU()
+
+
+@lru_cache
+def kept(n: int) -> int:
+    return n + 1
+
+
+class UsesGlobals(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return ACTIVATION(x * CONFIG.t + kept(1))
+
+
+def test_globals_that_are_objects_networks_or_wrapped_functions_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    @lru_cache
+    def other(n: int) -> int:
+        return n + 2
+
+    here = sys.modules[__name__]
+    for name, value in (("CONFIG", SimpleNamespace(t=2.0)), ("ACTIVATION", nn.PReLU(init=0.5)), ("kept", other)):
+        before = behaviour(UsesGlobals())
+        monkeypatch.setattr(here, name, value)
+        assert behaviour(UsesGlobals()) != before, name
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_code_of_scripted_modules_counts(tmp_path: Path) -> None:
+    """All that is left of a ReLU or a constant in a file is the code."""
+    digests = set()
+    for i, then in enumerate((nn.ReLU(), nn.Tanh(), nn.Hardtanh(0, 2), nn.Hardtanh(0, 3))):
+        net = nn.Sequential(layer(0), then)
+        torch.jit.save(torch.jit.trace(net, torch.zeros(1, 2)), tmp_path / f"{i}.pt")  # type: ignore[no-untyped-call]
+        loaded = [torch.jit.load(tmp_path / f"{i}.pt") for _ in range(2)]  # type: ignore[no-untyped-call]
+        one, again = map(behaviour, loaded)
+        assert one == again
+        digests.add(one)
+    assert len(digests) == 4
 
 
 def test_a_cell_that_is_still_empty_is_no_error() -> None:

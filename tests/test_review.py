@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import advplug
 from advplug import contracts, session, work
 from advplug.builtin.noise import noise
-from advplug.contracts import Ball, Batch, Threat
+from advplug.contracts import Ball, Batch, DatasetInfo, Threat
 from advplug.decisions import out_of_memory
 from advplug.errors import CellFailure, UsageError
 from advplug.estimate import Estimate, paired_p_value
@@ -257,6 +257,56 @@ def test_a_users_model_is_known_by_the_modules_beside_it(tmp_path, monkeypatch):
     assert source_digest("top") == before
     (tmp_path / "layers" / "inner.py").write_text("net = 2\n")
     assert source_digest("top") != before
+
+
+@pytest.mark.parametrize(
+    ("changed", "asked"),
+    [
+        ("pk/__init__.py", "pk.models"),
+        ("pk/layers.py", "pk.models"),
+        ("pk/layers.py", "pk.deep.m"),
+        ("beside.py", "pk.models"),
+        ("beside.py", "pk"),
+        ("pk/deep/own.py", "pk.deep.m"),
+    ],
+)
+def test_a_users_package_is_known_by_all_of_it_and_by_the_modules_beside_it(tmp_path, monkeypatch, changed, asked):
+    from advplug.builtin.usercode import source_digest
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pk" / "deep").mkdir(parents=True)
+    (tmp_path / "pk" / "__init__.py").write_text("import beside\n")
+    (tmp_path / "pk" / "models.py").write_text("from pk.layers import act\n")
+    (tmp_path / "pk" / "layers.py").write_text("act = 1\n")
+    (tmp_path / "pk" / "deep" / "__init__.py").write_text("")
+    (tmp_path / "pk" / "deep" / "m.py").write_text("from ..layers import act\nfrom .own import x\n")
+    (tmp_path / "pk" / "deep" / "own.py").write_text("x = 1\n")
+    (tmp_path / "beside.py").write_text("y = 1\n")
+    (tmp_path / "stranger.py").write_text("z = 1\n")
+    before = source_digest(asked)
+    (tmp_path / "stranger.py").write_text("z = 2\n")
+    assert source_digest(asked) == before
+    with (tmp_path / changed).open("a") as file:
+        file.write("more = 1\n")
+    assert source_digest(asked) != before
+
+
+def test_code_that_was_changed_since_it_was_imported_is_imported_anew(tmp_path, monkeypatch):
+    """Its results are stored under the digest of the new code: they have to be the new code's."""
+    from advplug.builtin.usercode import build
+
+    monkeypatch.chdir(tmp_path)
+    info = DatasetInfo(("a", "b"), 1, (8, 8), {})
+    (tmp_path / "inner_of_a_notebook.py").write_text("bias = 1.0\n")
+    (tmp_path / "net_of_a_notebook.py").write_text(
+        "import torch\nfrom inner_of_a_notebook import bias\n\n\ndef make():\n    net = torch.nn.Linear(1, 1)\n"
+        "    torch.nn.init.constant_(net.bias, bias)\n    return net\n"
+    )
+    first = build("net_of_a_notebook:make", info)
+    assert build("net_of_a_notebook:make", info).bias.item() == 1
+    (tmp_path / "inner_of_a_notebook.py").write_text("bias = 22.0\n")
+    second = build("net_of_a_notebook:make", info)
+    assert (first.bias.item(), second.bias.item()) == (1, 22)
 
 
 def test_provenance_says_where_and_how_a_cell_was_computed():

@@ -8,7 +8,15 @@ import sys
 from collections.abc import Iterator, Mapping
 from functools import cached_property, partial, partialmethod
 from numbers import Number
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodDescriptorType, MethodType, ModuleType
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FunctionType,
+    MethodDescriptorType,
+    MethodType,
+    ModuleType,
+    SimpleNamespace,
+)
 from typing import Any
 
 import numpy as np
@@ -29,19 +37,7 @@ def behaviour(module: nn.Module) -> str:
 
     Weights alone do not tell a ReLU from a tanh.
     """
-    from advplug.build import weights_hash
-
-    usual = vars(nn.Module())
-    state, teller = hashlib.sha256(weights_hash(module).encode()), _Teller()
-    kept = module.state_dict().keys()
-    for name, part in module.named_modules():
-        own = {k: v for k, v in vars(part).items() if k not in usual}
-        hooks = [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]
-        state.update(teller.told([name, type(part), own, hooks]).encode())
-    for name, buffer in module.named_buffers():
-        if name not in kept:
-            state.update(teller.told([name, buffer]).encode())
-    return state.hexdigest()
+    return _Teller().module(module)
 
 
 class _Teller:
@@ -49,6 +45,23 @@ class _Teller:
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[int, Any]] = {}
+        self._parts: dict[int, tuple[str, nn.Module]] = {}
+
+    def module(self, module: nn.Module) -> str:
+        """Of a whole network; its parts are told here, and elsewhere go by their names."""
+        from advplug.build import weights_hash
+
+        for name, part in module.named_modules():
+            self._parts.setdefault(id(part), (name, part))
+        state = hashlib.sha256(weights_hash(module).encode())
+        kept = module.state_dict().keys()
+        for name, part in module.named_modules():
+            hooks = [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]
+            state.update(self.told([name, type(part), _own(part), hooks]).encode())
+        for name, buffer in module.named_buffers():
+            if name not in kept:
+                state.update(self.told([name, buffer]).encode())
+        return state.hexdigest()
 
     def told(self, value: Any) -> str:
         """`value` as text that is the same in every process, without addresses."""
@@ -57,8 +70,12 @@ class _Teller:
             return repr(value)
         if isinstance(value, torch.dtype | torch.device | Number):
             return f"{kind} {value}"
+        if isinstance(value, np.ndarray) and value.dtype.hasobject:
+            return f"{kind} {value.shape} {self.told(value.tolist())}"
         if isinstance(value, Tensor | np.ndarray):
             return _hashed(value)
+        if id(value) in self._parts:
+            return f"{kind} part {self._parts[id(value)][0]}"
         if isinstance(value, _NAMED):
             return f"{kind} {getattr(value, '__module__', '')}.{getattr(value, '__qualname__', value.__name__)}"
         if isinstance(value, FunctionType | type):
@@ -67,6 +84,8 @@ class _Teller:
             if id(value) in self._known:
                 return f"{kind} {self._known[id(value)][0]}"
             self._known[id(value)] = len(self._known), value
+        if isinstance(value, nn.Module):
+            return f"{kind} {self.module(value)}"
         inside = [self.told(v) for v in _inside(value)]
         return f"{kind}({','.join(sorted(inside) if isinstance(value, set | frozenset) else inside)})"
 
@@ -78,8 +97,24 @@ def _hashed(value: Tensor | np.ndarray[Any, Any]) -> str:
     return f"{kind} {shape} {hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()}"
 
 
+def _own(part: nn.Module) -> list[Any]:
+    """What a part has beside what every module has; of a scripted one its code, which it does not show as attributes."""
+    if isinstance(part, torch.jit.ScriptModule):
+        try:
+            code, constants = part.code_with_constants
+        except (AttributeError, RuntimeError):  # it has no forward
+            return []
+        return [code, dict(constants.const_mapping)]
+    if type(part).__name__ == "OptimizedModule":  # torch.compile's: what it runs is a part of it
+        return []
+    usual = vars(nn.Module())
+    return [{k: v for k, v in vars(part).items() if k not in usual}]
+
+
 def _inside(value: Any) -> list[Any]:
     """What an object is made of, as far as it can be seen."""
+    if isinstance(value, SimpleNamespace):
+        value = vars(value)
     if isinstance(value, Mapping):
         return [part for item in value.items() for part in item]
     if isinstance(value, list | tuple | set | frozenset):
@@ -107,9 +142,9 @@ def _inside(value: Any) -> list[Any]:
 
 
 def _attributes(value: Any) -> list[Any]:
-    """Those of an object: none of a module, whose parts are told by themselves, nor of what is Python's own."""
+    """Those of an object: none of what is Python's own."""
     kind = type(value)
-    if isinstance(value, nn.Module) or kind.__module__.partition(".")[0] in sys.stdlib_module_names:
+    if kind.__module__.partition(".")[0] in sys.stdlib_module_names:
         return [value.__wrapped__] if isinstance(getattr(value, "__wrapped__", None), FunctionType) else []
     slots = [n for c in kind.__mro__ for n in _names_of(vars(c).get("__slots__", ())) if hasattr(value, n)]
     held = {n: getattr(value, n) for n in slots} | dict(getattr(value, "__dict__", {}))
@@ -142,19 +177,34 @@ def _used(function: FunctionType) -> Iterator[Any]:
     names, attributes = _looked_up(function.__code__)
     for name in names:
         used = function.__globals__.get(name)
-        if isinstance(used, ModuleType) and _is_users(used):
-            held = vars(used)
-            yield from (part for at in attributes if at in held and _matters(held[at]) for part in (at, held[at]))
+        if isinstance(used, ModuleType):
+            yield from _taken(used, attributes, set())
         elif name in function.__globals__ and _matters(used):
             yield name
             yield used
 
 
+def _taken(module: ModuleType, attributes: list[str], seen: set[str]) -> Iterator[Any]:
+    """What code that names these attributes takes from a module of the user's own, and from modules in it."""
+    if not _is_users(module) or module.__name__ in seen:
+        return
+    seen.add(module.__name__)
+    held = vars(module)
+    for at in (at for at in attributes if at in held):
+        if isinstance(held[at], ModuleType):
+            yield from _taken(held[at], attributes, seen)
+        elif _matters(held[at]):
+            yield at
+            yield held[at]
+
+
 def _matters(used: Any) -> bool:
-    """Whether what code names is more than its name: data, and code of the user's own."""
+    """Whether what code names is more than its name: data, networks, and code and objects of the user's own."""
     if isinstance(used, FunctionType | type):
         return _is_users(used)
-    return isinstance(used, (*_CODE, *_DATA))
+    wrapped = isinstance(getattr(used, "__wrapped__", None), FunctionType)
+    own = isinstance(used, nn.Module | SimpleNamespace) or _is_users(type(used))
+    return wrapped or own or isinstance(used, (*_CODE, *_DATA))
 
 
 def _looked_up(code: CodeType) -> tuple[list[str], list[str]]:

@@ -24,12 +24,18 @@ if TYPE_CHECKING:
 def source_digest(module: str) -> str:
     """A SHA-256 over the code that `import module` would run first, found without running any.
 
-    The current folder comes before Python's own path. A package counts with all its Python files, and so do
-    the modules beside it that it imports, and those that they import.
-    Raises UsageError where there is no such module.
+    The current folder comes before Python's own path. A package counts with all its Python files, and so do the
+    modules beside it that it imports, and those that they import. Raises UsageError where there is no such module.
     """
+    state = hashlib.sha256()
+    for file in _files(module):
+        state.update(file.name.encode() + b"\0" + file.read_bytes())
+    return state.hexdigest()
+
+
+def _files(module: str) -> list[Path]:
     place: list[str] | None = [str(Path.cwd()), *sys.path]
-    spec = None
+    specs = []
     for depth in range(module.count(".") + 1):
         name = ".".join(module.split(".")[: depth + 1])
         spec = PathFinder.find_spec(name, place)
@@ -37,22 +43,27 @@ def source_digest(module: str) -> str:
             near = did_you_mean(module, [p.stem for p in Path.cwd().glob("*.py")])
             raise UsageError(f"py:{module}: no module '{name}' in {Path.cwd()} or on Python's path{near}")
         place = list(spec.submodule_search_locations or [])
-    assert spec is not None
-    files = _with_neighbours(Path(spec.origin)) if spec.origin else []
-    for folder in spec.submodule_search_locations or []:
-        files += Path(folder).rglob("*.py")
-    state = hashlib.sha256()
-    for file in sorted(set(files)):
-        state.update(file.name.encode() + b"\0" + file.read_bytes())
-    return state.hexdigest()
+        specs.append(spec)
+    top, last = specs[0], specs[-1]
+    folders = [Path(folder) for folder in top.submodule_search_locations or []]
+    files = [Path(spec.origin) for spec in (top, last) if spec.origin]
+    if any({"site-packages", "dist-packages"} & set(file.parts) for file in files):
+        # An installed package may be large, and goes with what it needs by the module alone.
+        own = [file for folder in last.submodule_search_locations or [] for file in Path(folder).rglob("*.py")]
+        return sorted(set(own) | _with_neighbours(files[-1:], None))
+    files += [file for folder in folders for file in folder.rglob("*.py")]
+    return sorted(_with_neighbours(files, folders[0].parent if folders else None))
 
 
-def _with_neighbours(file: Path) -> list[Path]:
-    """The file and, of the modules it imports, those that lie in its own folder, all the way down."""
-    found, open_ends = {file}, [file]
+def _with_neighbours(files: list[Path], base: Path | None) -> set[Path]:
+    """The files and, of the modules that they import, those that lie in their own folders or in `base`, all the way
+    down."""
+    found = set(files)
+    open_ends = sorted(found)
     while open_ends:
+        file = open_ends.pop()
         try:
-            tree = ast.parse(open_ends.pop().read_bytes())
+            tree = ast.parse(file.read_bytes())
         except (SyntaxError, ValueError):  # importing it will say so
             continue
         for node in ast.walk(tree):
@@ -60,12 +71,28 @@ def _with_neighbours(file: Path) -> list[Path]:
             if isinstance(node, ast.ImportFrom):
                 names = [node.module] if node.module else names
             for top in {name.partition(".")[0] for name in names}:
-                package = file.parent / top
-                near = [package.with_suffix(".py"), *(package.rglob("*.py") if package.is_dir() else ())]
+                near = []
+                for package in {folder / top for folder in (file.parent, base) if folder is not None}:
+                    near += [package.with_suffix(".py"), *(package.rglob("*.py") if package.is_dir() else ())]
                 fresh = {p for p in near if p.is_file()} - found
                 found |= fresh
                 open_ends += sorted(fresh)
-    return sorted(found)
+    return found
+
+
+_IMPORTED: dict[str, str] = {}
+"""The digest under which a module of the user's was imported in this process."""
+
+
+def _imported(name: str) -> Any:
+    """The module, imported anew where its code, or that of what it imports, has changed since."""
+    digest = source_digest(name)
+    if _IMPORTED.get(name, digest) != digest:
+        files = {str(file) for file in _files(name)}
+        for other in [n for n, m in sys.modules.items() if getattr(m, "__file__", None) in files]:
+            del sys.modules[other]
+    _IMPORTED[name] = digest
+    return importlib.import_module(name)
 
 
 def build(source: str, info: DatasetInfo) -> nn.Module:
@@ -78,7 +105,7 @@ def build(source: str, info: DatasetInfo) -> nn.Module:
     name, _, attribute = source.partition(":")
     with _current_folder():
         try:
-            factory: Any = importlib.import_module(name)
+            factory = _imported(name)
             for part in attribute.split("."):
                 if not hasattr(factory, part):
                     near = did_you_mean(part, [n for n in dir(factory) if not n.startswith("_")])
