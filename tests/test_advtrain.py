@@ -45,7 +45,7 @@ def corner(eps: float = float(EPS)) -> tuple[Affine, Tensor, Tensor, Tensor]:
 def inner(text: str, norm: str = "linf", eps: Fraction | None = EPS, classes: int = 2) -> Inner:
     """The inner attack as `advtrain` makes it."""
     made = advtrain.inner_attack(parse_stack(text), None, norm)
-    return Inner(made.entry.make(made.params), made.label, made.caps, made.norm, eps, classes)
+    return Inner(made.kernel(), made.label, made.caps, made.norm, eps, classes)
 
 
 def training(n: int = 40, epochs: int = 1, info: DatasetInfo = INFO, seed: int = 0) -> Training:
@@ -74,7 +74,7 @@ def net() -> nn.Sequential:
 
 @pytest.mark.parametrize("text", ["pgd:steps=7", "pgd:steps=7,alpha=1/500", "fgsm", "ifgsm:steps=3", "mifgsm",
                                   "apgd:steps=10", "pgd:steps=5,restarts=2", "pgd:steps=4,keep_going=false",
-                                  "ta.pgd"])  # fmt: skip
+                                  "eot-pgd:steps=7", "ta.pgd"])  # fmt: skip
 def test_every_attack_ends_in_the_worst_corner(text: str) -> None:
     model, x, y, worst = corner()
     if "keep_going=false" in text:  # early leavers stop just beyond the boundary
@@ -84,6 +84,13 @@ def test_every_attack_ends_in_the_worst_corner(text: str) -> None:
         return
     tolerance = 1e-6 if text.startswith("ta.") else 1e-12
     torch.testing.assert_close(inner(text)(model, x, y, stream()), worst, rtol=0, atol=tolerance)
+
+
+def test_images_of_an_attack_of_many_targets_go_on_after_they_are_fooled() -> None:
+    made = problem(classes=5, n=8)
+    x, y = made.batch.x, made.batch.y
+    found = inner("apgd-t:steps=20,n_targets=4", classes=5)(made.module, x, y, stream())
+    assert ((found - x).abs() > 0.999 * float(EPS)).double().mean() > 0.95
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

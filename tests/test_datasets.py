@@ -385,6 +385,9 @@ def test_npz_train_and_test_files(tmp_path):
     assert source.load().test.index.tolist() == list(range(12))
     half = make(f"npz:{first},test={test},train=0.5,n=4").load()
     assert (len(half.train), len(half.test)) == (10, 4)
+    save(test, **arrays(12, y=np.arange(12) % 2))
+    rejects(f"npz:train={first},test={test},classes=c:d", "holds no image of c, d")
+    save(test, **arrays(12))
     alone = make(f"npz:test={test}")
     assert not alone.info().trainable
     assert (len(alone.load().train), len(alone.load().test)) == (0, 12)

@@ -98,7 +98,7 @@ def _hashed(value: Tensor | np.ndarray[Any, Any]) -> str:
 
 
 def _own(part: nn.Module) -> list[Any]:
-    """What a part has beside what every module has; of a scripted one its code, which it does not show as attributes."""
+    """What a part has beside what every module has; of a scripted one its code, which is no attribute of its own."""
     if isinstance(part, torch.jit.ScriptModule):
         try:
             code, constants = part.code_with_constants
@@ -113,8 +113,6 @@ def _own(part: nn.Module) -> list[Any]:
 
 def _inside(value: Any) -> list[Any]:
     """What an object is made of, as far as it can be seen."""
-    if isinstance(value, SimpleNamespace):
-        value = vars(value)
     if isinstance(value, Mapping):
         return [part for item in value.items() for part in item]
     if isinstance(value, list | tuple | set | frozenset):
@@ -144,6 +142,8 @@ def _inside(value: Any) -> list[Any]:
 def _attributes(value: Any) -> list[Any]:
     """Those of an object: none of what is Python's own."""
     kind = type(value)
+    if isinstance(value, SimpleNamespace):
+        return [part for item in vars(value).items() for part in item]
     if kind.__module__.partition(".")[0] in sys.stdlib_module_names:
         return [value.__wrapped__] if isinstance(getattr(value, "__wrapped__", None), FunctionType) else []
     slots = [n for c in kind.__mro__ for n in _names_of(vars(c).get("__slots__", ())) if hasattr(value, n)]

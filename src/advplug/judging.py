@@ -174,6 +174,12 @@ def _judge_training(victim: VictimPlan, caps: Sequence[tuple[str, DefenseCaps]],
     needs_texts = next((label for label, c in caps if c.modality == IMAGE_TEXT), None)
     if needs_texts is not None and victim.model.caps.modality != IMAGE_TEXT:
         return Refused(f"{needs_texts} trains models of images and texts, {victim.model.label} is none", CLIP)
+    by_label = next((n for n, c in caps if c.needs_data and c.modality == "image" and "wrap" not in c.stages), None)
+    if by_label is not None and victim.model.caps.task == RETRIEVAL:
+        return Refused(
+            f"{by_label} learns from class labels, {victim.model.label} answers with captions",
+            "use fare, mat or caption-advtrain",
+        )
     trains = [(label, c) for label, c in caps if {"data", "objective"} & set(c.stages)]
     if trains and victim.model.value.schedule(info) is None:
         label, first = trains[0]

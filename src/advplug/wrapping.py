@@ -1,8 +1,8 @@
 """Other libraries' attacks: the victim as a plain module, a batch at a time, everything put back afterwards.
 
 An adapter writes one function, `call(module, part, threat) -> images`, and `wrapped` does the rest: it seeds and
-isolates the call, tries every stand-in of a defense and keeps the best image, counts passes and queries, ends the call when its queries are
-spent, and fails the cell where what comes back is no image inside the perturbation set.
+isolates the call, tries every stand-in of a defense and keeps the best image, counts passes and queries, ends the call
+when its queries are spent, and fails the cell where what comes back is no image inside the perturbation set.
 """
 
 from __future__ import annotations

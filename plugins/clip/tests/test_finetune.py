@@ -22,6 +22,7 @@ from advplug.errors import CellFailure, UsageError
 from advplug.parse import parse_reference
 from advplug.registry import registry
 from advplug.rng import Stream
+from advplug.session import Request, plan
 from advplug.testing import check_defense
 from advplug.train import Training
 from advplug_clip import finetune, tiny
@@ -49,6 +50,35 @@ def model(scenes: Dataset) -> ClipScorer:
     with torch.no_grad():
         made.train()(scenes.train.batch(np.arange(64)).x)
     return made.eval()
+
+
+def test_dropout_drops_from_images_and_not_from_texts_that_are_encoded_once(model: ClipScorer, scenes: Dataset) -> None:
+    """Texts are encoded in the first pass: of its layers, the last linear one is the text tower's."""
+    fresh = copy.deepcopy(model)
+    fresh.refresh()
+    entry = registry().get("defense", "dropout")
+    tune, wrap = entry.make(entry.bind(parse_reference("dropout:rate=0.5")))
+    made = tune.apply(fresh, training(scenes))
+    x = scenes.test.batch(np.arange(4)).x
+    draws = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        made.model(x)
+        first, second = (wrap.forward(made.model, x, draws) for _ in range(2))
+    assert made.facts["dropouts_a_pass"] > 0
+    assert "clip.transformer" not in made.facts["dropout"]
+    assert not torch.equal(first, second)
+    layer = next(n for n, m in fresh.named_modules() if n.startswith("clip.transformer") and isinstance(m, nn.Linear))
+    stages = entry.make(entry.bind(parse_reference(f"dropout:layers=({layer})")))
+    with pytest.raises(UsageError, match="is not called by itself when the model runs"):
+        stages[0].apply(copy.deepcopy(model), training(scenes))
+
+
+@pytest.mark.parametrize("defense", ["adv-finetune", "grad-reg", "prune"])
+def test_what_learns_from_class_labels_is_refused_for_retrieval_before_anything_is_trained(defense: str) -> None:
+    ask = Request(("clip-tiny:task=retrieval",), ("caption-pgd",), (defense, "fare"), datasets=("digit-scenes",))
+    refused = {s.victim.defense_label: s.refused for s in plan(ask)}
+    assert str(refused[defense]).startswith(f"{defense} learns from class labels, clip-tiny:task=retrieval answers")
+    assert (refused["none"], refused["fare"]) == (None, None)
 
 
 def training(data: Dataset, **other: Any) -> Training:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,6 +54,27 @@ def test_poisons_originals_and_the_rest(data: str, trigger: str) -> None:
     assert made.facts["rate"] == 12 / len(clean.train)
     assert made.facts["target"] == clean.info.classes[3]
     assert json.loads(json.dumps(made.facts)) == made.facts
+
+
+def test_what_is_drawn_for_an_image_is_drawn_anew_for_test_images() -> None:
+    """Both splits may be numbered from 0: a model would know the very pattern of a test image from training."""
+    clean = dataset(SCENES)
+    for kind in ("random", "blended"):
+        made = poisoned(f"ba:trigger={kind},fresh=true,count=12,target=3", SCENES)
+        rows = rows_of(made)
+        batch = clean.train.batch(rows)
+        assert made.trigger is not None
+        again = made.trigger.apply(batch.x, batch.index).mul(255).round()
+        assert (pixels(made.data, rows) - again).flatten(1).abs().amax(1).min() > 1
+        torch.testing.assert_close(again, made.trigger.apply(batch.x, batch.index).mul(255).round())
+
+
+def test_without_a_target_it_is_the_first_class_whatever_that_is_called() -> None:
+    clean = dataset("digits:size=16")
+    named = replace(clean.info, classes=("9", "0", *map(str, range(1, 9))))
+    made: Poisoned = make("attack", "ba:count=12")(clean.train, clean.test, named, Stream(0, "poison"))
+    assert (made.data.labels[rows_of(made)] == 0).all()
+    assert made.facts["target"] == "9"
 
 
 @pytest.mark.parametrize("attack", ["ba:trigger=random,place=random,count=9", "ba:trigger=wanet,mode=all-to-all"])

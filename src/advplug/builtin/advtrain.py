@@ -14,6 +14,7 @@ from advplug.contracts import (
     DatasetInfo,
     Defense,
     DefenseCaps,
+    EvasionAttack,
     Fit,
     Norm,
     Objective,
@@ -63,6 +64,13 @@ class InnerAttack:
     def one_step(self) -> bool:
         return self.caps.strength is Strength.ONE_STEP or self.params.get("steps") == 1
 
+    def kernel(self) -> EvasionAttack:
+        """The attack, which goes on after success, too, where it has no parameter that says whether."""
+        from advplug.attacks.engine import GradientAttack
+
+        made: EvasionAttack = self.entry.make(self.params)
+        return made.transferable() if isinstance(made, GradientAttack) and "keep_going" not in self.params else made
+
 
 def advtrain(
     attack: Annotated[Stack, Param("how examples are made: a gradient attack, (deepfool), (fgsm), ...")] = INNER,
@@ -88,8 +96,7 @@ def advtrain(
 
         smallest = inner.caps.minimum_norm
         bound = None if smallest and eps is None else _eps("advtrain", eps, inner.norm, training.info)
-        kernel = inner.entry.make(inner.params)
-        examples = Inner(kernel, inner.label, inner.caps, inner.norm, bound, len(training.info.classes))
+        examples = Inner(inner.kernel(), inner.label, inner.caps, inner.norm, bound, len(training.info.classes))
         facts = {"attack": inner.label, "norm": inner.norm, "eps": str(bound or "unbounded")}
         if not (smallest or inner.one_step):
             return _fitted(model, training, train_losses.mixed(examples, share), facts)

@@ -350,6 +350,8 @@ class Npz:
         main = first or test
         assert main is not None
         train, tests = (len(rows) for rows in self._rows)
+        if not tests:
+            raise UsageError(f"'{(test or main).path}' holds no image of {', '.join(self.kept.of(self._classes))}")
         self.amounts.check(train, tests, self.name)
         budgets: Mapping[Norm, Fraction] = LARGE_BUDGETS if min(main.size) >= LARGE_FROM else SMALL_BUDGETS
         images = self.amounts.n or tests
@@ -372,10 +374,11 @@ class Npz:
 
         found = (_arrays(npz_images(h), h.labels) if h else None for h in self._heads())
         first, test = (_kept(split, self.kept, self._numbers) if split else None for split in found)
-        either = first or test
+        either = test if first is None else first
         assert either is not None
         train_rows, test_rows = self._rows
-        return _dataset(self, either.subset(train_rows), (test or either).subset(test_rows), self.amounts)
+        of_test = either if test is None else test
+        return _dataset(self, either.subset(train_rows), of_test.subset(test_rows), self.amounts)
 
 
 def _same(first: NpzHead, test: NpzHead) -> None:

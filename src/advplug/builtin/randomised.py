@@ -118,7 +118,7 @@ DEFENSES: list[Spec] = [
     Spec(
         "dropout",
         "advplug.builtin.randomised:dropout",
-        DefenseCaps(("tune", "wrap"), stochastic=True, needs_data=True),
+        DefenseCaps(("tune", "wrap"), stochastic=True),
         "Dropout that stays on when the model is judged; put in front of the last linear layer where there is none",
         "Gal and Ghahramani 2016, arXiv 1506.02142; Feinman et al. 2017, arXiv 1703.00410",
     ),

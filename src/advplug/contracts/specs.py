@@ -70,7 +70,8 @@ class DefenseCaps:
     only loaded, where the defense trains, and where there are no images that it could learn from. `modality` is
     image-text for what needs captions and a model of texts. `keeps_scores`: the scores it hands on are still the
     model's own, so that similarities can be read off them. `needs_data`: it learns from training images, whoever
-    trained the model. `asks_many`: it asks what is inside it several times an image, as a vote does.
+    trained the model, and, where `modality` is image, from their labels, unless it is a wrap. `asks_many`: it asks
+    what is inside it several times an image, as a vote does.
     """
 
     stages: tuple[str, ...]

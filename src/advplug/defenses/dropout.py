@@ -87,9 +87,11 @@ def put_in(model: nn.Module, names: Iterable[str], rate: float) -> None:
 def place(model: nn.Module, x: Tensor, names: Sequence[str], rate: float) -> tuple[tuple[str, ...], int]:
     """Puts dropout in front of `names`, or, where the model has none at all, in front of its last linear layer.
 
-    `x` (B, C, H, W) is passed once to see what is called. Returns the names of the layers and how many calls of
-    dropout a pass has then. Raises UsageError where a layer is unknown or never called, or none can be found.
+    `x` (B, C, H, W) is passed to see what is called. Returns the names of the layers and how many calls of dropout a
+    pass has then. Raises UsageError where a layer is unknown or never called, or none can be found.
     """
+    with torch.no_grad():
+        model(x)  # What is computed once and kept, such as features of texts, is no part of an answer.
     with _called(model) as called, Active() as found, torch.no_grad():
         model(x)
     known = dict(model.named_modules())
@@ -103,7 +105,11 @@ def place(model: nn.Module, x: Tensor, names: Sequence[str], rate: float) -> tup
             raise UsageError("dropout: the model has neither dropout nor a linear layer; say where with layers=")
         chosen = (linear[-1],)
     put_in(model, chosen, rate)
-    return chosen, found.calls + len(chosen)
+    with Active() as found, torch.no_grad():
+        model(x)
+    if not found.calls:
+        raise UsageError(f"dropout: nothing is dropped in front of {', '.join(chosen)} when the model answers")
+    return chosen, found.calls
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from advplug.rng import Stream
 from advplug_poisoning.rows import Rows, changed_images, class_of, demand_classes, pick
 from advplug_poisoning.settings import TriggerSettings
 from advplug_poisoning.texts import caption_pool, draw_texts
-from advplug_poisoning.triggers import build
+from advplug_poisoning.triggers import build, drawn_anew
 
 Mode: TypeAlias = Literal["all-to-one", "all-to-all"]
 Label: TypeAlias = Literal["dirty", "consistent"]
@@ -50,7 +50,7 @@ class Backdoor:
         classes = demand_classes(info, "ba")
         if self.captions is not None and data.captions is None:
             raise UsageError("ba: captions has no effect on images without captions; leave it out")
-        target = None if self.mode == "all-to-all" else class_of(self.target or "0", classes)
+        target = None if self.mode == "all-to-all" else self._target(classes)
         apply = build(self.trigger, info.channels, info.size, rng.child("trigger"))
         wanted = functools.partial(_wanted, target, len(classes))
         pool = self._qualified(data, classes, target)
@@ -73,7 +73,10 @@ class Backdoor:
             "target": "the next class" if target is None else classes[target],
             "label": self.label,
         }
-        return Poisoned(poisoned, poisons, data.subset(rows), Trigger(apply, wanted), facts=facts)
+        return Poisoned(poisoned, poisons, data.subset(rows), Trigger(drawn_anew(apply), wanted), facts=facts)
+
+    def _target(self, classes: tuple[str, ...]) -> int:
+        return 0 if self.target is None else class_of(self.target, classes)
 
     def _qualified(self, data: Split, classes: tuple[str, ...], target: int | None) -> Rows:
         if target is None:

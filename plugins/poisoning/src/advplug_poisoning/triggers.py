@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -42,6 +42,11 @@ def build(settings: TriggerSettings, channels: int, size: tuple[int, int], strea
         pattern = torch.ones(channels, side, side)
     corners, room = _places(settings, side, size)
     return Patch(pattern, corners, room, settings.margin, settings.opacity, settings.fresh, stream)
+
+
+def drawn_anew(apply: Apply) -> Apply:
+    """The same trigger for test images: what is drawn for an image is not what a training image of its number got."""
+    return replace(apply, stream=apply.stream.child("test")) if isinstance(apply, Patch | Blend) else apply
 
 
 def _uniform(shape: tuple[int, ...], stream: Stream) -> Tensor:
