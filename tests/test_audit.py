@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from fractions import Fraction
 from typing import Any
@@ -103,6 +104,26 @@ def test_what_is_left_of_the_budget_goes_into_longer_attacks() -> None:
     assert probed[0] == 64
     assert probed == sorted(probed, reverse=True)
     assert probed[2] >= 8
+
+
+def test_longer_attacks_are_judged_by_as_many_draws_as_what_they_are_held_against() -> None:
+    """Eight of ten answers to a changed image are wrong: of two draws both are in 64 %, of four a majority in 82 %."""
+
+    def often(f: Callable[[Tensor], Tensor], x: Tensor, rng: torch.Generator) -> Tensor:
+        changed = ((x > 0) & (x < 1)).flatten(1).any(1, keepdim=True)
+        lost = changed & (torch.rand(len(x), 1, generator=rng) < 0.8)
+        return torch.where(lost, -f(x), f(x))
+
+    built = scene(Wrap(often, stochastic=True, draws=1, decisions=4))
+    clean = clean_decisions(built.victim, built.split, Batching(128))
+    unbroken = Evidence(np.arange(IMAGES), built.split.labels, clean.right, clean.right[:, 0], ~clean.right)
+    (sweep,) = session.plan(session.Request(("cnn",), ("pgd:steps=5",), datasets=("fake:classes=4",)))
+    members = [Member(sweep.attack, finding(sweep, unbroken))]
+    audit = run_audit(built, clean, ("linf", Fraction(1, 100), Untargeted()), members, "full", Batching(128))
+    assert audit.longer is not None
+    assert audit.probed is not None
+    assert audit.probed.sum() == IMAGES
+    assert audit.longer.mean() < 0.73
 
 
 def test_a_full_audit_takes_all_images_and_asks_random_search() -> None:

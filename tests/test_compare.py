@@ -152,6 +152,23 @@ def test_a_verdict_on_fewer_images_is_none_of_more(tmp_path):
     assert (found.images, found.a.verdict) == (200, None)
 
 
+def test_images_of_other_data_under_the_same_name_are_not_paired(tmp_path):
+    """A file that was written anew, or tensors, all of which are called 'tensors'."""
+    seen = evidence(range(10))
+    other = replace(seen, y=(seen.y + 1) % 10)
+    kept, changed = ({"dataset": {"fingerprint": name}} for name in ("a", "b"))
+    a = store(tmp_path / "a", (cell(provenance=kept), seen))
+    compared = compare(a, store(tmp_path / "b", (cell(provenance=changed), other)))
+    assert compared.rows == ()
+    assert compared.notes[0].endswith("the runs judged other data under this name: 200 of 200 labels differ")
+    with pytest.raises(GateError, match="no image in common, or other data"):
+        gate(compared, gate_of(("robust_accuracy=0.1",), False, None))
+    moved = compare(a, store(tmp_path / "c", (cell(provenance=changed), seen)))
+    assert moved.rows[0].images == 200
+    assert moved.notes[0].endswith("the data changed between the runs; this holds if their images are the same")
+    assert compare(a, a).notes == ()
+
+
 def test_single_threats_on_the_same_data_are_compared_whatever_the_model(tmp_path):
     a = store(tmp_path / "a", (cell(), evidence(range(100))), (cell(eps="1/5"), evidence(range(150))))
     b = store(tmp_path / "b", (cell(model="cnn-b", defense="prune"), evidence(range(20))))

@@ -159,7 +159,9 @@ def test_no_attack_takes_more_than_the_most(attack: str) -> None:
         assert cost.passes / 2 <= spent <= 2 * cost.passes
 
 
-@pytest.mark.parametrize("attack", ["pgd:steps=5", "autoattack:steps=5", "eot-pgd:steps=5,draws=20"])
+@pytest.mark.parametrize(
+    "attack", ["pgd:steps=5", "autoattack:steps=5", "eot-pgd:steps=5,draws=20", "square:queries=100"]
+)
 @pytest.mark.parametrize("defense", ["noise-vote:votes=2,draws=20", "noise-vote:votes=2,draws=3", "dropout:draws=6"])
 def test_no_attack_on_a_randomised_victim_takes_more_than_the_most(attack: str, defense: str) -> None:
     """A pass through a vote is one of several copies, however many an attack draws by itself."""
@@ -167,7 +169,7 @@ def test_no_attack_on_a_randomised_victim_takes_more_than_the_most(attack: str, 
     sweeps = plan(request)
     cost = forecast(sweeps, [], {}, "none").total
     spent = execute(request, sweeps).run.passes
-    assert cost.most / 8 < spent <= cost.most
+    assert cost.most / 6 < spent <= cost.most
 
 
 def test_a_dry_run_says_what_is_done_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from advplug.comparisons.runs import compare
 from advplug.results import Cell
 from advplug.stored.runs import observed, read
 from cli_tools import run
-from run_folders import cell, certificate, evidence, poisoned, poisoning, stored
+from run_folders import cell, certificate, evidence, poisoned, poisoning, stored, threat
 
 WEAK, STRONG = evidence(range(5)), evidence(range(25))
 
@@ -60,6 +60,24 @@ def test_a_failure_is_told_until_a_later_result_of_that_name(tmp_path):
     later = read(stored(tmp_path / "b", (lost, None), (mended, WEAK), (again, None)))
     assert later.cells == (mended, again), "a failure is no result that could replace one"
     assert [made.reason for made in later.failed] == ["y"]
+
+
+def test_a_failure_that_was_tried_again_is_told_again(tmp_path):
+    """Of 500 images it fails, of 100 it works, and then of 500 again it fails: the last word is a failure."""
+    lost, mended = cell(status="failed", reason="x"), cell(WEAK, provenance=told())
+    folder = stored(tmp_path / "a", (lost, None), (mended, WEAK))
+    assert read(folder).failed == ()
+    assert [made.key for made in read(stored(folder, (lost, None))).cells] == [lost.key, mended.key]
+
+
+def test_a_result_that_a_later_run_took_from_the_folder_counts_again(tmp_path):
+    """`-e 8/255`, then `-e 4/255 -e 8/255`, which is another series, then the first again, which is stored already."""
+    first, second = cell(STRONG, provenance=told()), cell(WEAK, provenance=told())
+    folder = stored(tmp_path / "a", (first, STRONG), (second, WEAK), threats=[threat()])
+    assert [made.key for made in read(folder).cells] == [second.key]
+    stored(folder, (first, STRONG), threats=[threat()])
+    assert [made.key for made in read(folder).cells] == [first.key]
+    assert [made.key for made, _ in observed(folder)] == [first.key]
 
 
 def test_certificates_and_poisonings_likewise(tmp_path):

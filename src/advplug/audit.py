@@ -33,7 +33,7 @@ from advplug.craft import checked, craft, targets
 from advplug.decisions import CHUNK, Batching, Clean, cosines, draws_of, succeeds
 from advplug.evidence import Array
 from advplug.health.attacks import QUERIES
-from advplug.health.facts import CHOICE, Audit, Finding, broken
+from advplug.health.facts import ALL, CHOICE, REPORT, Audit, Finding, broken
 from advplug.health.gradients import SHARE_SATURATED
 from advplug.inspection import inspect
 from advplug.plans import Bound
@@ -152,7 +152,9 @@ class _Probes:
         longer: Array = np.zeros(len(self.rows), dtype=np.float32 if lowers else bool)
         probed[left] = True
         if len(left):
-            longer[left] = replace(self, rows=self.rows[left]).run(attack, "longer")
+            # As often as the attack that it is held against was looked at again, or one of them would win by the count.
+            half = REPORT if draws_of(self.built.victim) > 1 else ALL
+            longer[left] = replace(self, rows=self.rows[left]).run(attack, "longer", draws=half)
         return {"probed": probed, "longer": longer, "longer_steps": steps}
 
     def _reach(self, passes: int, most: int) -> int:
@@ -160,9 +162,9 @@ class _Probes:
         size = max(1, self.built.victim.batch_size)
         return max((n for n in range(1, most + 1) if span(n, size) <= passes), default=0)
 
-    def run(self, attack: EvasionAttack, name: str, ball: Ball | None = None) -> Array:
-        """(m,) bool: which of the images the attack breaks, by majority of the draws; where similarities are minimised,
-        those that it leaves."""
+    def run(self, attack: EvasionAttack, name: str, ball: Ball | None = None, draws: slice = ALL) -> Array:
+        """(m,) bool: which of the images the attack breaks, by majority of these of the draws; where similarities are
+        minimised, those that it leaves."""
         norm, eps, goal = self.threat
         lowers = isinstance(goal, Minimise)
         if lowers and isinstance(attack, GradientAttack):
@@ -188,7 +190,8 @@ class _Probes:
                     each = torch.from_numpy(cosines(victim, x, self.batching)).to(victim.device)
                     success = victim.columns.similarity(each, todo.y).cpu().numpy()
                 else:
-                    success[mask] = succeeds(victim, x, todo, self.batching, draws_of(victim)).mean(axis=1) > 0.5
+                    hits = succeeds(victim, x, todo, self.batching, draws_of(victim))[:, draws]
+                    success[mask] = hits.mean(axis=1) > 0.5
             found.append(success)
         return np.concatenate(found)
 

@@ -43,8 +43,9 @@ CREATE TABLE IF NOT EXISTS sample (key TEXT PRIMARY KEY, sample BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS named (dataset TEXT PRIMARY KEY, classes TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
+_NOW = "strftime('%Y-%m-%d %H:%M:%f', 'now')"
 _PUT = (
-    "INSERT INTO cell (key, sweep, status, cell, evidence) VALUES (?, ?, ?, ?, ?) "
+    f"INSERT INTO cell (key, sweep, status, cell, evidence, finished) VALUES (?, ?, ?, ?, ?, {_NOW}) "  # noqa: S608
     "ON CONFLICT (key) DO UPDATE SET status=excluded.status, cell=excluded.cell, "
     "evidence=excluded.evidence, finished=excluded.finished WHERE cell.status != 'ok' OR ?"
 )
@@ -204,8 +205,11 @@ class Store:
         rows += [(_POISONING, r.key, r) for r in result.poisonings]
         rows += [("run", digest({"command": result.run.command}), result.run)]
         values = [(kind, key, json.dumps(asdict(row), allow_nan=False)) for kind, key, row in rows]
+        told = [(made.key,) for made in (*result.cells, *result.certificates, *result.poisonings)]
         with self._transaction():
             self._db.executemany("INSERT OR REPLACE INTO shown (kind, key, row) VALUES (?, ?, ?)", values)
+            # Of results of one name those count that the last run told of, whenever they were computed.
+            self._db.executemany(f"UPDATE cell SET finished={_NOW} WHERE key=?", told)  # noqa: S608
 
     def put_audits(self, audits: Mapping[str, bytes]) -> None:
         """Writes all of them or none: an audit counts as done, so what it found of the victim has to be there too."""
@@ -283,6 +287,13 @@ def cells(db: sqlite3.Connection, kind: str = "cell") -> Iterator[tuple[Any, byt
     where, named = _of_kind(kind)
     for cell, evidence in _select(db, "cell", f"SELECT cell, evidence FROM cell WHERE {where} ORDER BY rowid", named):  # noqa: S608
         yield json.loads(cell), evidence
+
+
+def latest(db: sqlite3.Connection, kind: str = "cell") -> list[str]:
+    """The keys of all stored cells, certificates or poisonings, those last that were told of last."""
+    where, named = _of_kind(kind)
+    query = f"SELECT key FROM cell WHERE {where} ORDER BY finished, rowid"  # noqa: S608
+    return [key for (key,) in _select(db, "cell", query, named)]
 
 
 def _of_kind(kind: str) -> tuple[str, tuple[str, ...]]:

@@ -9,6 +9,7 @@ from typing import Any
 from advplug.estimate import Estimate
 from advplug.health import CHECKS
 from advplug.health.poisons import CHECKS as POISON_CHECKS
+from advplug.health.poisons import why_bound
 from advplug.registry import registry
 from advplug.results import Cell, Certificate, CertifiedAccuracy, Flag, Poisoning, RunResult, ThreatRow
 from advplug.separation import sentence
@@ -246,7 +247,7 @@ def _poisoning_remarks(made: Poisoning) -> list[str]:
     for flag in made.flags:
         lines.append(f"{flag.level}: {flag.name}: {what}: {flag.detail}; {POISON_CHECKS[flag.name].advice}")
     if made.verdict == "upper bound":
-        lines.append(f"upper bound: {what}: the poison was made without knowing the defense")
+        lines.append(f"upper bound: {what}: {why_bound(made.defense)}")
     return lines
 
 

@@ -59,7 +59,7 @@ def gate(compared: Compared, rules: Gate) -> None:
         return
     rows: tuple[Row, ...] = (*compared.rows, *compared.poisonings)
     if not rows:
-        raise GateError("the runs judged no image in common, so nothing was compared")
+        raise GateError("the runs judged no image in common, or other data, so nothing was compared")
     if compared.failed_b:
         raise GateError(f"{compared.failed_b[0]} (of {len(compared.failed_b)} that failed in B)")
     for row in rows:

@@ -95,6 +95,7 @@ class _Threat:
     verdict: str | None = None
     flags: tuple[str, ...] = ()
     victim: str = ""
+    data: str | None = None
 
     @property
     def name(self) -> str:
@@ -169,6 +170,12 @@ def compare(a: Path, b: Path, named: bool = False) -> Compared:
         if not len(common):
             notes.append(f"{left.name}: the runs judged no image in common")
             continue
+        trouble = _other_data(left, right, common)
+        if trouble is not None:
+            notes.append(f"{left.name}: {trouble}")
+            continue
+        if None not in (left.data, right.data) and left.data != right.data:
+            notes.append(f"{left.name}: the data changed between the runs; this holds if their images are the same")
         rows.append(_compared(left, right, common))
         if set(left.attacks) != set(right.attacks):
             met = " against ".join(", ".join(dict.fromkeys(t.attacks)) for t in (left, right))
@@ -177,6 +184,20 @@ def compare(a: Path, b: Path, named: bool = False) -> Compared:
     failed = tuple(f"{_failed(renamed_row(made, names))}: {made.reason}" for made in results[1].failed)
     return Compared(str(a), str(b), tuple(rows), (*only_a, *poisons.only_a), (*only_b, *poisons.only_b), tuple(notes),
                     poisons.rows, failed)  # fmt: skip
+
+
+def _other_data(left: _Threat, right: _Threat, common: Array) -> str | None:
+    """Why images of one position are not the same image."""
+    labels = [t.evidence[0].y[_at(t, common)] for t in (left, right)]
+    changed = int((labels[0] != labels[1]).sum())
+    if not changed:
+        return None
+    return f"the runs judged other data under this name: {changed} of {len(common)} labels differ"
+
+
+def _at(threat: _Threat, common: Array) -> Array:
+    """The rows of images, in their order."""
+    return np.asarray(np.intersect1d(threat.evidence[0].index, common, return_indices=True)[1])
 
 
 def _failed(made: Any) -> str:
@@ -209,7 +230,8 @@ def _threats(folder: Path, result: RunResult) -> dict[tuple[Any, ...], _Threat]:
         columns = {c: getattr(cell, c) for c in COLUMNS}
         sets = found.setdefault(tuple(columns.values()), {})
         victim = victim_of(cell)
-        threat = sets.setdefault((victim, evidence.index.tobytes()), _Threat(columns, victim=victim))
+        data = cell.provenance.get("dataset", {}).get("fingerprint")
+        threat = sets.setdefault((victim, evidence.index.tobytes()), _Threat(columns, victim=victim, data=data))
         threat.attacks.append(cell.attack)
         threat.evidence.append(evidence)
     told = {tuple(getattr(row, c) for c in COLUMNS): row for row in result.threats}
@@ -231,7 +253,7 @@ def _chosen(sets: list[_Threat], told: ThreatRow | None) -> _Threat:
 
 def _compared(left: _Threat, right: _Threat, common: Array) -> Comparison:
     # Row by row the same image on both sides.
-    rows = [np.intersect1d(t.evidence[0].index, common, return_indices=True)[1] for t in (left, right)]
+    rows = [_at(t, common) for t in (left, right)]
     a, b = left.side(rows[0]), right.side(rows[1])
     if left.minimised:
         worst = mean(right.lowest(rows[1]) - left.lowest(rows[0]))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from advplug.builtin.randomised import DECISIONS as VOTES_TAKEN
 from advplug.builtin.randomised import together
 from advplug.certificates import CertificatePlan
 from advplug.contracts import Access, AttackCaps, DatasetInfo, Gradient, Minimise, Targeted
@@ -153,8 +154,9 @@ def effort_of(attack: Bound, victim: VictimPlan, targeted: bool = False) -> Effo
     """Of one attack on one victim, with the samples that a randomised one takes."""
     params = {**attack.params, "classes": len(victim.dataset.value.info().classes), "stochastic": victim.stochastic}
     made = effort_by(attack.entry.spec.effort if attack.entry else None, params, attack.caps, targeted)
-    if attack.caps.access is Access.GRADIENT:
-        made = made.times(_stand_ins(victim))
+    if attack.caps.access is not Access.GRADIENT:
+        return made.times(_votes(victim))  # The draws of an answer are questions, too, and within their number.
+    made = made.times(_stand_ins(victim))
     noisy = victim.stochastic or bool(params.get("transforms"))
     return made.times(_draws(victim, _whole(params.get("draws"), 1)) if noisy else 1)
 
@@ -207,8 +209,13 @@ def _stand_ins(victim: VictimPlan) -> int:
 
 def _decided(victim: VictimPlan) -> int:
     """Passes that one decision of the deployed system takes: votes, and fresh draws where it is randomised."""
-    votes = max((_whole(d.params.get("votes"), VOTES) for d in victim.defense if d.caps.asks_many), default=1)
-    return votes * (DECISIONS if victim.stochastic else 1)
+    votes = any(d.caps.asks_many for d in victim.defense)
+    return _votes(victim) * ((VOTES_TAKEN if votes else DECISIONS) if victim.stochastic else 1)
+
+
+def _votes(victim: VictimPlan) -> int:
+    """Passes that one answer takes."""
+    return max((_whole(d.params.get("votes"), VOTES) for d in victim.defense if d.caps.asks_many), default=1)
 
 
 def _whole(value: Any, otherwise: int) -> int:

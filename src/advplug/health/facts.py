@@ -181,12 +181,12 @@ def inversion(weak: Array, strong: Array, what: str) -> Outcome:
     return PASSED
 
 
-CHOICE, REPORT = slice(0, None, 2), slice(1, None, 2)
+ALL, CHOICE, REPORT = slice(None), slice(0, None, 2), slice(1, None, 2)
 """Halves of a randomised victim's draws: images are picked out by the one and looked at by the other, since what was
 picked for being unbroken is broken more often when it is asked again."""
 
 
-def broken(findings: Sequence[Finding], rows: Array, draws: slice = slice(None)) -> Array:
+def broken(findings: Sequence[Finding], rows: Array, draws: slice = ALL) -> Array:
     """(m,): broken by any of the attacks, by majority of the draws; nothing is by no draw."""
     votes = [f.evidence.adaptive[rows][:, draws] for f in findings]
     return np.asarray(np.logical_or.reduce([2 * v.sum(axis=1) > max(v.shape[1], 1) for v in votes]))

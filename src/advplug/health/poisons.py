@@ -121,3 +121,8 @@ def examined(look: Look) -> tuple[tuple[Flag, ...], Verdict]:
     if any(flag.level == "error" for flag in flags):
         return flags, "not trustworthy"
     return flags, "upper bound" if look.defended or unchecked else "trusted"
+
+
+def why_bound(defense: str) -> str:
+    """Why a verdict is an upper bound."""
+    return "not checked: trigger-destroyed" if defense == "none" else "the poison was made without knowing the defense"

@@ -88,7 +88,7 @@ def measured(e: PoisonEvidence) -> dict[str, Estimate | None]:
 def differences(e: PoisonEvidence, undefended: PoisonEvidence) -> dict[str, Estimate | None]:
     """Defended minus undefended, over the same images: clean accuracy, and success of the trigger or the targets."""
     found: dict[str, Estimate | None] = {"clean_accuracy": None}
-    if np.array_equal(e.index, undefended.index):
+    if np.array_equal(e.index, undefended.index) and np.array_equal(e.y, undefended.y):
         found["clean_accuracy"] = _paired(e.clean == e.y[:, None], undefended.clean == undefended.y[:, None])
         if e.backdoor and undefended.backdoor:
             rows, wanted = e.gains, e.wanted[e.gains, None]

@@ -8,6 +8,7 @@ from typing import Any
 
 from advplug.health import CHECKS
 from advplug.health.poisons import CHECKS as POISON_CHECKS
+from advplug.health.poisons import why_bound
 from advplug.registry import registry
 from advplug.report import figures
 from advplug.report.parts import (
@@ -135,8 +136,7 @@ def _bounds(data: Data) -> list[Entry]:
             found.setdefault(why, []).append(_at(t))
     for p in data.result.poisonings:
         if p.verdict == "upper bound":
-            why = "the poison was made without knowing the defense"
-            found.setdefault(why, []).append(f"{p.attack} on {victim(p)}")
+            found.setdefault(why_bound(p.defense), []).append(f"{p.attack} on {victim(p)}")
     return [Entry("fair", "upper bound", why, "", tuple(where)) for why, where in found.items()]
 
 

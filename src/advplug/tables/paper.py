@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from advplug.errors import UsageError
@@ -81,16 +82,16 @@ def _groups(items: Iterable[Item], key: Callable[[Item], Any]) -> list[list[Item
 
 
 def _threat_group(row: ThreatRow) -> tuple[Any, ...]:
-    return row.dataset, row.norm, row.goal, row.seed, row.worst_case_similarity is not None
+    return row.dataset, row.norm, row.goal, row.seed, row.shape, row.worst_case_similarity is not None
 
 
 def _threats(result: RunResult, rows: list[ThreatRow]) -> PaperTable:
-    """One dataset, norm, goal and seed: clean, then by budget each attack and the worst case of all of them."""
+    """One dataset, norm with its shape, goal and seed: clean, then by budget each attack and the worst case of all."""
     first, similar = rows[0], rows[0].worst_case_similarity is not None
     budgets = sorted({r.eps for r in rows}, key=Fraction)
     by_place = {(_victim(r), r.eps): r for r in rows}
-    cells = {(_victim(c), c.eps, c.attack): c for c in result.cells
-             if (c.dataset, c.norm, c.goal, c.seed) == (first.dataset, first.norm, first.goal, first.seed)}  # fmt: skip
+    of = attrgetter("dataset", "norm", "goal", "seed", "shape")
+    cells = {(_victim(c), c.eps, c.attack): c for c in result.cells if of(c) == of(first)}
     attacks = {eps: list(dict.fromkeys(a for r in rows if r.eps == eps for a in _attacks(cells, r))) for eps in budgets}
     alone = len({a for names in attacks.values() for a in names}) == 1
     recovers = similar and any(r.recovery is not None for r in rows)
@@ -154,7 +155,7 @@ def _worst(row: ThreatRow | None, similar: bool) -> Figure:
 def _threat_caption(rows: Sequence[ThreatRow], attack: str | None) -> str:
     first = rows[0]
     what = "Similarity of images and their own texts" if first.worst_case_similarity else "Accuracy in %"
-    threat = f"{_norm(first.norm)} attacks ({first.goal})"
+    threat = f"{_norm(first.norm)} attacks ({first.goal})" + (f" with {_code(first.shape)}" if first.shape else "")
     by = f", attacked by `{_code(attack)}`" if attack else ""
     worst = "" if attack else " Worst case: image by image over all attacks."
     counts = _counts(e for r in rows for e in (r.clean_accuracy, r.clean_similarity))

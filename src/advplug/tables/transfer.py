@@ -24,7 +24,7 @@ def render(result: RunResult) -> str:
 
 
 def _matrix(name: tuple[str, ...], cells: list[Cell]) -> str:
-    dataset, how, norm, eps, goal, _ = name
+    dataset, how, norm, eps, goal, seed = name
     judged = list(dict.fromkeys(_victim(c) for c in cells))
     crafted = list(dict.fromkeys(_source(c) for c in cells))
     by_place = {(_source(c), _victim(c)): c for c in cells}
@@ -34,7 +34,7 @@ def _matrix(name: tuple[str, ...], cells: list[Cell]) -> str:
     rows += [[source, *(_shown(by_place.get((source, v))) for v in judged)] for source in crafted]
     title = f"Robust accuracy in % of images crafted on the row's model by {how}, judged on the column's"
     return grid(
-        f"{title} (dataset {dataset}, {norm} {eps}, {goal})",
+        f"{title} (dataset {dataset}, {norm} {eps}, {goal}, seed {seed})",
         ["crafted on", *(f"{v} %" for v in judged)],
         rows,
     )
