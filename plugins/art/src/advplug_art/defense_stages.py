@@ -38,13 +38,17 @@ def input_stage(process: Process, stochastic: bool = False, draws: int = 1) -> W
 
 
 def smoothing_stage(process: Process, window: int) -> Wrap:
-    """ART's median filter with the gradient of a median: it belongs to the pixel that was picked."""
+    """ART's median filter, attacked with the gradients of the identity, of the mean of the window and of the median,
+    which belongs to the pixel that was picked: by itself it leaves most pixels without any (BPDA)."""
 
     def forward(inner: Inner, x: Tensor, rng: torch.Generator) -> Tensor:
-        smooth = _processed(process, x, None)
-        return inner(_carried(smooth, running_median(x, window)) if x.requires_grad else smooth)
+        return inner(_processed(process, x, None))
 
-    return Wrap(forward)
+    def along(path: Callable[[Tensor], Tensor]) -> Callable[[Inner, Tensor, torch.Generator], Tensor]:
+        return lambda inner, x, rng: inner(_carried(_processed(process, x, None), path(x)))
+
+    paths = (lambda x: x, lambda x: _windows(x, window).mean(4), lambda x: running_median(x, window))
+    return Wrap(forward, Gradient.BPDA, tuple(map(along, paths)))
 
 
 def noise_stage(noise: Process, draws: int) -> Wrap:
@@ -85,10 +89,14 @@ def running_median(x: Tensor, window: int) -> Tensor:
 
     Of an even number of values it is the upper of the two in the middle. Borders are mirrored with the edge doubled.
     """
-    rows, columns = (_mirrored(side, window).to(x.device) for side in x.shape[2:])
-    patches = x[:, :, rows][:, :, :, columns].unfold(2, window, 1).unfold(3, window, 1).flatten(4)
-    values: Tensor = patches.kthvalue(window * window // 2 + 1, dim=4).values
+    values: Tensor = _windows(x, window).kthvalue(window * window // 2 + 1, dim=4).values
     return values
+
+
+def _windows(x: Tensor, window: int) -> Tensor:
+    """(B, C, H, W, window * window): the pixels around each."""
+    rows, columns = (_mirrored(side, window).to(x.device) for side in x.shape[2:])
+    return x[:, :, rows][:, :, :, columns].unfold(2, window, 1).unfold(3, window, 1).flatten(4)
 
 
 def _mirrored(side: int, window: int) -> Tensor:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from advplug.contracts import DefenseCaps, Gradient, Spec
 
 _STAND_IN = DefenseCaps(("wrap",), Gradient.BPDA)
-_EXACT = DefenseCaps(("wrap",))
 _RANDOM = DefenseCaps(("wrap",), stochastic=True)
 _RANDOM_STAND_IN = DefenseCaps(("wrap",), Gradient.BPDA, stochastic=True)
 _SCORES = DefenseCaps(("wrap",), Gradient.BPDA, keeps_scores=False)
@@ -43,7 +42,7 @@ _ROWS = (
     (
         "art.spatial-smoothing",
         "spatial_smoothing",
-        _EXACT,
+        _STAND_IN,
         "Replaces every pixel by the median around it",
         f"{_SQUEEZING}, section III-B",
     ),

@@ -48,7 +48,7 @@ def jpeg(
 def spatial_smoothing(
     window_size: Annotated[int, Param("side of the window in pixels", ge=1, le=64)] = 3,
 ) -> Defense:
-    """The median of a window around each pixel, images mirrored at their borders; its gradient is exact."""
+    """The median of a window around each pixel, images mirrored at their borders."""
     from art.defences.preprocessor import SpatialSmoothing
 
     from advplug_art.defense_stages import smoothing_stage

@@ -60,7 +60,8 @@ def check(address: str, file: Path, sha256: str | None = None) -> str:
         raise UsageError(
             f"{file} is not the file that {lock} recorded on {known['recorded'][:10]} for {address}: its SHA-256 is "
             f"{digest[:16]}... ({size:,} bytes) instead of {known['sha256'][:16]}... ({known['bytes']:,} bytes); "
-            "delete and fetch it again, or take the entry out of the lock file if the change is meant"
+            "delete and fetch it again, or take the entry out of the lock file if the change is meant, and run with "
+            "--fresh, since results of the earlier file are not told apart from those of this one"
         )
     return digest
 
