@@ -170,6 +170,23 @@ def test_markdown_tables_have_a_row_a_victim_and_a_column_an_attack(folder: Path
                         "–"]  # fmt: skip
 
 
+def test_threats_of_other_shapes_are_tables_of_their_own(tmp_path: Path) -> None:
+    """In one row, the worst case would be that of the last of them."""
+    weak, strong = evidence(range(5)), evidence(range(40))
+    of = {"norm": "spatial", "eps": "1"}
+    made = [(cell(seen, attack=f"spatial:{shape}", shape=shape, **of), seen, worst)
+            for shape, seen, worst in (("angle=30", strong, 0.2), ("angle=0", weak, 0.9))]  # fmt: skip
+    rows = [threat(1.0, worst, attacks=(c.attack,), shape=c.shape, **of) for c, _, worst in made]
+    folder = stored(tmp_path / "run", *((c, seen) for c, seen, _ in made), threats=rows)
+    text = run("export", folder, "--format", "md").out
+    assert text.count("Accuracy in %") == 2
+    assert "attacks (untargeted) with angle=30" in text
+    first, second = text.split("angle=0")[0], text
+    assert "20.0" in first
+    assert "90.0" not in first
+    assert "90.0" in second
+
+
 def test_latex_has_as_many_columns_everywhere(folder: Path) -> None:
     made = export(folder, "latex").data.decode()
     assert made.startswith("% needs \\usepackage{booktabs}\n")
