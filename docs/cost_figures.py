@@ -28,8 +28,8 @@ def forecast(result: Result) -> str:
     """What a dry run forecasts, beside what it then was."""
     passes, seconds = result["passes"], result["seconds"]
     return (
-        f"For `recipes/{result['matrix']}`, {result['cells']} cells, about {passes['forecast']:,.0f} passes were expected "
-        f"and {passes['taken']:,} taken, and with trainings\n{seconds['forecast']:.0f} seconds were forecast and "
+        f"For `recipes/{result['matrix']}`, {result['cells']} cells, about {passes['forecast']:,.0f} passes were "
+        f"expected and {passes['taken']:,} taken, and with trainings\n{seconds['forecast']:.0f} seconds were forecast and "
         f"{seconds['taken']:.0f} taken ({_on(result)})."
     )
 

@@ -11,6 +11,7 @@ from typing import Any
 from advplug.catalogue import attacks_markdown, poisons_markdown
 from advplug.registry import Registry, registry
 from cost_figures import PLACES
+from data_tables import datasets_markdown, metrics_markdown, models_markdown
 from picture import svg
 from poison_scenes import scenes_markdown, threads
 from study_pages import flags, pages, percent
@@ -334,12 +335,20 @@ def readme_page() -> tuple[Path, str]:
     return path, filled(text, "libraries", libraries_markdown(kept()))
 
 
+def data_page() -> tuple[Path, str]:
+    path, known = HERE / "data.md", own(registry())
+    text = path.read_text()
+    for name, markdown in (("datasets", datasets_markdown), ("models", models_markdown), ("metrics", metrics_markdown)):
+        text = filled(text, name, markdown(known))
+    return path, text
+
+
 def curve_page() -> tuple[Path, str]:
     return HERE / "curve.svg", svg(front())
 
 
-PAGES = (attacks_page, benchmarks_page, clip_page, curve_page, defenses_page, matrix_page, poisoning_page, readme_page,
-         report_page, studies_page, verdicts_page, *pages())  # fmt: skip
+PAGES = (attacks_page, benchmarks_page, clip_page, curve_page, data_page, defenses_page, matrix_page, poisoning_page,
+         readme_page, report_page, studies_page, verdicts_page, *pages())  # fmt: skip
 
 
 def main() -> None:
