@@ -29,8 +29,8 @@ def forecast(result: Result) -> str:
     passes, seconds = result["passes"], result["seconds"]
     return (
         f"For `recipes/{result['matrix']}`, {result['cells']} cells, about {passes['forecast']:,.0f} passes were "
-        f"expected and {passes['taken']:,} taken, and with trainings\n{seconds['forecast']:.0f} seconds were forecast and "
-        f"{seconds['taken']:.0f} taken ({_on(result)})."
+        f"expected and {passes['taken']:,} taken, and with trainings\n{seconds['forecast']:.0f} seconds were forecast "
+        f"and {seconds['taken']:.0f} taken ({_on(result)})."
     )
 
 
