@@ -328,6 +328,51 @@ def test_code_of_scripted_modules_counts(tmp_path: Path) -> None:
     assert len(digests) == 4
 
 
+class Scripted(nn.Module):
+    def __init__(self, t: float, sign: int) -> None:
+        super().__init__()
+        self.t, self.sign, self.inner = t, sign, layer(0)
+
+    @torch.jit.export
+    def helped(self, x: Tensor) -> Tensor:
+        return x * self.t
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.helped(self.inner(x)) * self.sign
+
+
+class Relu(Scripted):
+    @torch.jit.export
+    def helped(self, x: Tensor) -> Tensor:
+        return x.relu() * self.t
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_methods_and_attributes_of_scripted_modules_count(tmp_path: Path) -> None:
+    digests = set()
+    for i, net in enumerate((Scripted(1.0, 1), Scripted(2.0, 1), Scripted(1.0, -1), Relu(1.0, 1))):
+        torch.jit.save(torch.jit.script(net), tmp_path / f"{i}.pt")  # type: ignore[no-untyped-call]
+        one, again = (behaviour(torch.jit.load(tmp_path / f"{i}.pt")) for _ in range(2))  # type: ignore[no-untyped-call]
+        assert one == again
+        digests.add(one)
+    assert len(digests) == 4
+
+
+@pytest.mark.parametrize("registered", [True, False])
+def test_which_of_several_networks_is_used_counts(registered: bool) -> None:
+    def chosen(i: int) -> nn.Module:
+        net, held = Runs(), [layer(0), layer(1)]
+        if registered:
+            net.a, net.b = held
+        else:
+            net.all = held
+        net.parts = [held[i]]
+        return net
+
+    assert behaviour(chosen(0)) == behaviour(chosen(0))
+    assert behaviour(chosen(0)) != behaviour(chosen(1))
+
+
 def test_a_cell_that_is_still_empty_is_no_error() -> None:
     def outer() -> FunctionType:
         def inner(x: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -28,6 +30,9 @@ from advplug.victim import Victim
 DRAWS = torch.Generator().manual_seed(0)
 X = torch.rand(60, 1, 4, 4, generator=DRAWS).mul(0.4).add(0.3)
 WEIGHT = torch.randn(4, 16, generator=DRAWS)
+
+
+INFO = DatasetInfo(("a", "b"), 1, (8, 8), {})
 
 
 class Net(nn.Module):
@@ -296,17 +301,58 @@ def test_code_that_was_changed_since_it_was_imported_is_imported_anew(tmp_path, 
     from advplug.builtin.usercode import build
 
     monkeypatch.chdir(tmp_path)
-    info = DatasetInfo(("a", "b"), 1, (8, 8), {})
     (tmp_path / "inner_of_a_notebook.py").write_text("bias = 1.0\n")
     (tmp_path / "net_of_a_notebook.py").write_text(
         "import torch\nfrom inner_of_a_notebook import bias\n\n\ndef make():\n    net = torch.nn.Linear(1, 1)\n"
         "    torch.nn.init.constant_(net.bias, bias)\n    return net\n"
     )
-    first = build("net_of_a_notebook:make", info)
-    assert build("net_of_a_notebook:make", info).bias.item() == 1
+    first = build("net_of_a_notebook:make", INFO)
+    assert build("net_of_a_notebook:make", INFO).bias.item() == 1
     (tmp_path / "inner_of_a_notebook.py").write_text("bias = 22.0\n")
-    second = build("net_of_a_notebook:make", info)
+    second = build("net_of_a_notebook:make", INFO)
     assert (first.bias.item(), second.bias.item()) == (1, 22)
+
+
+def test_code_that_the_user_imported_and_changed_is_imported_anew(tmp_path, monkeypatch):
+    from advplug.builtin.usercode import build
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    text = "import torch\n\n\ndef make():\n    net = torch.nn.Linear(1, 1)\n    torch.nn.init.constant_(net.bias, {})\n"
+    file = tmp_path / "net_that_was_known.py"
+    file.write_text(text.format("1.0") + "    return net\n")
+    importlib.import_module("net_that_was_known")
+    file.write_text(text.format("33.0") + "    return net\n")
+    assert build("net_that_was_known:make", INFO).bias.item() == 33
+
+
+def test_a_module_of_the_same_name_elsewhere_is_another(tmp_path, monkeypatch):
+    from advplug.builtin.usercode import build
+
+    for folder, bias in (("one", 1.0), ("two", 22.0)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "net_of_a_project.py").write_text(
+            "import torch\n\n\ndef make():\n    net = torch.nn.Linear(1, 1)\n"
+            f"    torch.nn.init.constant_(net.bias, {bias})\n    return net\n"
+        )
+        monkeypatch.chdir(tmp_path / folder)
+        assert build("net_of_a_project:make", INFO).bias.item() == bias
+
+
+def test_a_large_package_is_read_once(tmp_path, monkeypatch):
+    from advplug.builtin import usercode
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pk").mkdir()
+    for i in range(30):
+        (tmp_path / "pk" / f"m{i}.py").write_text("import pk.m0\nimport os\n")
+    (tmp_path / "pk" / "__init__.py").write_text("")
+    walked = []
+    walk = Path.rglob
+    monkeypatch.setattr(Path, "rglob", lambda self, pattern: walked.append(self) or walk(self, pattern))
+    usercode.source_digest("pk.m3")
+    assert len(walked) <= 3
 
 
 def test_provenance_says_where_and_how_a_cell_was_computed():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import hashlib
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from functools import cached_property, partial, partialmethod
@@ -27,6 +28,9 @@ _BOOKKEEPING = {"__module__", "__qualname__", "__doc__", "__dict__", "__weakref_
                 "__annotate_func__", "__annotations_cache__", "__conditional_annotations__", "__orig_bases__",
                 "__parameters__", "__firstlineno__", "__static_attributes__", "__slotnames__", "_abc_impl"}  # fmt: skip
 _DATA = (bool, Number, str, bytes, Tensor, np.ndarray, tuple, list, dict, set, frozenset, type(None))
+_NOISE = re.compile(r" #.*$|___torch_mangle_\d+\.?| object at 0x[0-9a-f]+|\btraining = \w+", re.MULTILINE)
+"""What differs between two loads of one scripted module: where code came from, addresses, numbers of types; and the
+mode."""
 _CODE = (FunctionType, staticmethod, classmethod, property, cached_property, partial, partialmethod)
 _NAMED = (BuiltinFunctionType, MethodDescriptorType, np.ufunc, ModuleType)
 
@@ -46,13 +50,15 @@ class _Teller:
     def __init__(self) -> None:
         self._known: dict[int, tuple[int, Any]] = {}
         self._parts: dict[int, tuple[str, nn.Module]] = {}
+        self._networks = 0
 
     def module(self, module: nn.Module) -> str:
         """Of a whole network; its parts are told here, and elsewhere go by their names."""
         from advplug.build import weights_hash
 
         for name, part in module.named_modules():
-            self._parts.setdefault(id(part), (name, part))
+            self._parts.setdefault(id(part), (f"{self._networks}.{name}", part))
+        self._networks += 1
         state = hashlib.sha256(weights_hash(module).encode())
         kept = module.state_dict().keys()
         for name, part in module.named_modules():
@@ -100,15 +106,20 @@ def _hashed(value: Tensor | np.ndarray[Any, Any]) -> str:
 def _own(part: nn.Module) -> list[Any]:
     """What a part has beside what every module has; of a scripted one its code, which is no attribute of its own."""
     if isinstance(part, torch.jit.ScriptModule):
-        try:
-            code, constants = part.code_with_constants
-        except (AttributeError, RuntimeError):  # it has no forward
-            return []
-        return [code, dict(constants.const_mapping)]
+        return _scripted(part)
     if type(part).__name__ == "OptimizedModule":  # torch.compile's: what it runs is a part of it
         return []
     usual = vars(nn.Module())
     return [{k: v for k, v in vars(part).items() if k not in usual}]
+
+
+def _scripted(part: torch.jit.ScriptModule) -> list[Any]:
+    """All of its methods and plain attributes, and the tensors that are constants in its code."""
+    code = _NOISE.sub("", part._c.dump_to_str(True, False, False))
+    try:
+        return [code, dict(part.code_with_constants[1].const_mapping)]
+    except (AttributeError, RuntimeError):  # it has no forward
+        return [code]
 
 
 def _inside(value: Any) -> list[Any]:

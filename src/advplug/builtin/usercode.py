@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from advplug.contracts import DatasetInfo
@@ -59,7 +60,7 @@ def _with_neighbours(files: list[Path], base: Path | None) -> set[Path]:
     """The files and, of the modules that they import, those that lie in their own folders or in `base`, all the way
     down."""
     found = set(files)
-    open_ends = sorted(found)
+    open_ends, looked = sorted(found), set[Path]()
     while open_ends:
         file = open_ends.pop()
         try:
@@ -72,7 +73,8 @@ def _with_neighbours(files: list[Path], base: Path | None) -> set[Path]:
                 names = [node.module] if node.module else names
             for top in {name.partition(".")[0] for name in names}:
                 near = []
-                for package in {folder / top for folder in (file.parent, base) if folder is not None}:
+                for package in {folder / top for folder in (file.parent, base) if folder is not None} - looked:
+                    looked.add(package)
                     near += [package.with_suffix(".py"), *(package.rglob("*.py") if package.is_dir() else ())]
                 fresh = {p for p in near if p.is_file()} - found
                 found |= fresh
@@ -85,14 +87,32 @@ _IMPORTED: dict[str, str] = {}
 
 
 def _imported(name: str) -> Any:
-    """The module, imported anew where its code, or that of what it imports, has changed since."""
-    digest = source_digest(name)
-    if _IMPORTED.get(name, digest) != digest:
-        files = {str(file) for file in _files(name)}
-        for other in [n for n, m in sys.modules.items() if getattr(m, "__file__", None) in files]:
-            del sys.modules[other]
+    """The module, imported anew where its code, or that of what it imports, has changed since it was imported, here
+    or by the user, or where another module of that name was."""
+    digest, files = source_digest(name), {str(file) for file in _files(name)}
+    top = name.partition(".")[0]
+    held = {n: m for n, m in sys.modules.items() if n != "__main__" and n.partition(".")[0] != "advplug"}
+    ours = {n: m for n, m in held.items() if getattr(m, "__file__", None) in files}
+    file = getattr(held.get(top), "__file__", None)
+    strange = file is not None and file not in files
+    if strange or _IMPORTED.get(name, digest) != digest or any(map(_changed, ours.values())):
+        for other in (*ours, *(n for n in held if strange and n.partition(".")[0] == top)):
+            sys.modules.pop(other, None)
     _IMPORTED[name] = digest
     return importlib.import_module(name)
+
+
+def _changed(module: ModuleType) -> bool:
+    """Whether a module's file is not the one that Python compiled when it was last imported."""
+    spec = module.__spec__
+    if spec is None or spec.cached is None or spec.origin is None:
+        return False
+    try:
+        head, facts = Path(spec.cached).read_bytes()[:16], Path(spec.origin).stat()
+    except OSError:  # nothing was kept
+        return False
+    kept = tuple(int.from_bytes(head[at : at + 4], "little") for at in (4, 8, 12))
+    return kept[0] == 0 and kept[1:] != (int(facts.st_mtime) & 0xFFFFFFFF, facts.st_size & 0xFFFFFFFF)
 
 
 def build(source: str, info: DatasetInfo) -> nn.Module:
