@@ -51,13 +51,21 @@ class Search:
         return Crafted(batch.x - 0.1 * fell.view(-1, 1, 1, 1).to(batch.x), Trace(black_box=fell))
 
 
+class Masked:
+    """Random search breaks half of the images at the smallest budget, and gradients none at any."""
+
+    def __call__(self, victim: Victim, batch: Batch, threat: Threat, rng: Stream) -> Crafted:
+        fell = (batch.index.cpu() < N // 2) & (threat.eps == float(Fraction(BUDGETS[0])))
+        return Crafted(batch.x - 0.1 * fell.view(-1, 1, 1, 1).to(batch.x), Trace(black_box=fell))
+
+
 class Plugin:
     @staticmethod
     @advplug.hookimpl
     def advplug_attacks() -> list[contracts.Spec]:
         caps = AttackCaps(Access.GRADIENT, frozenset({"linf"}), frozenset({"untargeted"}), Strength.STRONG)
         return [contracts.Spec(name, f"{__name__}:{made}", caps, name)
-                for name, made in (("forgetful", "Forgetful"), ("search", "Search"))]  # fmt: skip
+                for name, made in (("forgetful", "Forgetful"), ("search", "Search"), ("masked", "Masked"))]  # fmt: skip
 
 
 class _Point:
@@ -95,3 +103,10 @@ def test_what_random_search_broke_at_smaller_budgets_says_nothing_of_gradients_a
     result = advplug.evaluate(Bright(), "search", dataset=(X, Y), classes=2, eps=BUDGETS, audit="none")
     named = {flag.name for threat in result.threats for flag in threat.flags}
     assert "black-box-beats-white-box" not in named
+
+
+def test_what_was_masked_at_the_smallest_budget_is_not_forgotten_at_larger_ones() -> None:
+    result = advplug.evaluate(Bright(), "masked", dataset=(X, Y), classes=2, eps=BUDGETS, audit="none")
+    for threat in result.threats:
+        (flag,) = [f for f in threat.flags if f.name == "black-box-beats-white-box"]
+        assert flag.detail == f"random search breaks {N // 2} of {N} images that no gradient of masked broke"

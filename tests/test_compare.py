@@ -25,11 +25,11 @@ N = 200
 KEYS = iter(range(10**6))
 
 
-def evidence(broken, n=N, first=0, draws=1):
+def evidence(broken, n=N, first=0, draws=1, **more):
     index = np.arange(first, first + n)
     clean = np.ones((n, draws), dtype=bool)
     adaptive = np.isin(index, broken)[:, None].repeat(draws, 1)
-    return Evidence(index, index % 10, clean, clean[:, 0], adaptive)
+    return Evidence(index, index % 10, clean, clean[:, 0], adaptive, **more)
 
 
 def cell(**change):
@@ -167,6 +167,13 @@ def test_images_of_other_data_under_the_same_name_are_not_paired(tmp_path):
     assert moved.rows[0].images == 200
     assert moved.notes[0].endswith("the data changed between the runs; this holds if their images are the same")
     assert compare(a, a).notes == ()
+
+
+def test_classes_of_galleries_are_numbered_by_the_images_that_are_judged(tmp_path):
+    whole = evidence(range(10), right=np.eye(N, dtype=bool), own=np.eye(N, dtype=bool))
+    fewer = replace(whole.rows(np.arange(50, 100)), y=np.arange(50))
+    compared = compare(store(tmp_path / "a", (cell(), whole)), store(tmp_path / "b", (cell(), fewer)))
+    assert compared.rows[0].images == 50
 
 
 def test_single_threats_on_the_same_data_are_compared_whatever_the_model(tmp_path):

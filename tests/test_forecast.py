@@ -94,6 +94,23 @@ def test_both_stand_ins_of_a_defense_without_a_gradient_are_attacked(attack: str
     assert (found.forward, found.backward) == (twice * once.forward, twice * once.backward)
 
 
+def test_stand_ins_are_as_many_as_are_declared() -> None:
+    from advplug.contracts import Gradient, Wrap
+    from advplug.parse import parse_reference
+
+    names = [name for name in registry().tables["defense"] if name != "denoise"]
+    checked = 0
+    for text in (*names, *(f"denoise:method={m}" for m in ("bilateral", "gaussian", "median", "nlm", "tv"))):
+        entry = registry().get("defense", parse_reference(text).name)
+        params = entry.bind(parse_reference(text))
+        caps = entry.spec.caps_of(params)
+        for wrap in (stage for stage in entry.make(params) if isinstance(stage, Wrap)):
+            assert (wrap.gradient is Gradient.BPDA) == (caps.gradient is Gradient.BPDA), text
+            assert caps.gradient is not Gradient.BPDA or caps.stand_ins == max(1, len(wrap.surrogates)), text
+            checked += 1
+    assert checked > 15
+
+
 def test_a_randomised_victim_costs_its_draws() -> None:
     plain, noisy = planned("ifgsm:steps=10", "dropout", baseline=True)
     assert cost_of(noisy).forward > 5 * cost_of(plain).forward

@@ -27,7 +27,8 @@ class Evidence:
     the smallest successful change of a minimum-norm attack in the threat's norm, infinite where there is none; for
     images that were not attacked 0, or NaN under a targeted goal;
     steps, zero_gradient, nonfinite, queries (n,) and any_iterate, final_iterate, black_box (n,): the attack's own
-    trace, where it gave one; violations: images outside the perturbation set, by at most `worst_violation`.
+    trace, where it gave one (black_box: the number of the budget in its series, from 1, at which a part without
+    gradients broke the image, else 0); violations: images outside the perturbation set, by at most `worst_violation`.
 
     Of victims whose columns are texts also: own (n, C), which of the texts are the image's; right (n, C), in a
     gallery, those and all that read the same; cosine, cosine_adaptive, cosine_static, cosine_bare, cosine_rounded

@@ -11,10 +11,12 @@ from advplug.params import plain
 
 SCHEMA = 1
 """Version of the results, part of every key: raised when the meaning of all changes, of trained networks, too."""
-CELLS = 2
+CELLS = 3
 """Raised when the meaning of cells alone changes: earlier ones are then computed anew."""
-RANDOMISED = 2
+RANDOMISED = 1
 """Likewise of cells in which answers are drawn at random."""
+POISONINGS = 1
+"""Likewise of attacks on training data."""
 
 
 def digest(recipe: Mapping[str, Any]) -> str:

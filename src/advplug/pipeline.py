@@ -233,7 +233,8 @@ def _attack_chunk(offence: _Offence, chunk: _Chunk) -> dict[Fraction, _AtBudget]
     success = np.zeros((len(batch), draws), dtype=bool)
     trace: dict[str, Array] = {}
     results, started = {}, None
-    for eps in sweep.budgets:
+    searched: Array = np.zeros(len(batch), dtype=np.int16)
+    for number, eps in enumerate(sweep.budgets, 1):
         solved = draws == 1 and offence.carries and not chunk.minimises
         carried = success.all(axis=1) if solved else np.zeros(len(batch), dtype=bool)
         todo = torch.from_numpy(chunk.todo & ~carried)
@@ -257,8 +258,9 @@ def _attack_chunk(offence: _Offence, chunk: _Chunk) -> dict[Fraction, _AtBudget]
             x_adv, success = fresh, judged
         told = dict(_copied(trace))
         if "black_box" in told:
-            # No gradient was tried at this budget on what fell at a smaller one.
-            told["black_box"] &= todo.numpy()
+            struck = todo.numpy()
+            searched[struck] = np.where(told["black_box"][struck], number, 0)
+            told["black_box"] = searched.copy()
         results[eps] = _AtBudget(x_adv, success, told, violations, worst)
         offence.progress(len(batch))
     return results

@@ -289,11 +289,12 @@ def cells(db: sqlite3.Connection, kind: str = "cell") -> Iterator[tuple[Any, byt
         yield json.loads(cell), evidence
 
 
-def latest(db: sqlite3.Connection, kind: str = "cell") -> list[str]:
-    """The keys of all stored cells, certificates or poisonings, those last that were told of last."""
+def latest(db: sqlite3.Connection, kind: str = "cell") -> list[tuple[int, Any]]:
+    """All stored cells, certificates or poisonings as JSON, each with its place in the order of writing; at the end
+    those that were told of last."""
     where, named = _of_kind(kind)
-    query = f"SELECT key FROM cell WHERE {where} ORDER BY finished, rowid"  # noqa: S608
-    return [key for (key,) in _select(db, "cell", query, named)]
+    query = f"SELECT rowid, cell FROM cell WHERE {where} ORDER BY finished, rowid"  # noqa: S608
+    return [(place, json.loads(cell)) for place, cell in _select(db, "cell", query, named)]
 
 
 def _of_kind(kind: str) -> tuple[str, tuple[str, ...]]:

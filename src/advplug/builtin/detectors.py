@@ -83,7 +83,9 @@ def _wrap(figures: Mapping[str, Any]) -> Wrap:
     return Wrap(forward, Gradient.BPDA, rejection=rejection(figures["threshold"], PRESETS[figures["preset"]]))
 
 
-CAPS = DefenseCaps(("wrap",), Gradient.BPDA, rejects=True, needs_data=True, loaded="feature-squeezing:threshold=1")
+CAPS = DefenseCaps(
+    ("wrap",), Gradient.BPDA, rejects=True, needs_data=True, loaded="feature-squeezing:threshold=1", stand_ins=1
+)
 
 DEFENSES: list[Spec] = [
     Spec(

@@ -151,7 +151,8 @@ _MAKERS: dict[str, Callable[[Mapping[str, Any]], Defense]] = {
 
 def _denoise_caps(params: Mapping[str, Any]) -> DefenseCaps:
     settled(**params)
-    return DefenseCaps(("wrap",), Gradient.EXACT if params["method"] == "gaussian" else Gradient.BPDA)
+    gradient = Gradient.EXACT if params["method"] == "gaussian" else Gradient.BPDA
+    return DefenseCaps(("wrap",), gradient, stand_ins=3 if params["method"] == "median" else 2)
 
 
 DEFENSES: list[Spec] = [
@@ -165,7 +166,7 @@ DEFENSES: list[Spec] = [
     Spec(
         "bit-depth",
         "advplug.builtin.preprocessing:bit_depth",
-        DefenseCaps(("wrap",), Gradient.BPDA),
+        DefenseCaps(("wrap",), Gradient.BPDA, stand_ins=1),
         "Pixels rounded to fewer bits",
         "Xu et al. 2017, arXiv 1704.01155",
     ),

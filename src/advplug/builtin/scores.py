@@ -47,14 +47,14 @@ DEFENSES: list[Spec] = [
     Spec(
         "score-noise",
         "advplug.builtin.scores:score_noise",
-        DefenseCaps(("wrap",), Gradient.BPDA, stochastic=True, keeps_scores=False),
+        DefenseCaps(("wrap",), Gradient.BPDA, stochastic=True, keeps_scores=False, stand_ins=1),
         "Noise on the scores, against attackers who read them",
         "Aithal and Li 2022, doi 10.1109/ACCESS.2022.3146198",
     ),
     Spec(
         "score-round",
         "advplug.builtin.scores:score_round",
-        DefenseCaps(("wrap",), Gradient.BPDA, keeps_scores=False),
+        DefenseCaps(("wrap",), Gradient.BPDA, keeps_scores=False, stand_ins=1),
         "Rounded probabilities, against attackers who read them",
         "Tramer et al. 2016, arXiv 1609.02943",
     ),

@@ -9,7 +9,7 @@ from pathlib import Path
 from advplug.estimate import Estimate
 from advplug.poisons.evidence import PoisonEvidence, differences, measured
 from advplug.results import Poisoning, poisoning_from_json
-from advplug.store import cells, reading
+from advplug.store import cells, latest, reading
 from advplug.stored.runs import read, victim_of
 from advplug.studies.shown_names import renamed_row
 
@@ -92,8 +92,8 @@ def _like(side: PoisonSide) -> tuple[str, str]:
 
 
 def _found(folder: Path) -> Found:
-    """By name; where several victims had that name in turn the one written last, and of several sets of its images
-    the largest."""
+    """By name; where several victims had that name in turn the one told of last, and of several sets of its images the
+    largest."""
     said: dict[str, Poisoning] = {p.key: p for p in read(folder).poisonings}
     found: Found = {}
     victims: dict[tuple[object, ...], str] = {}
@@ -110,10 +110,11 @@ def _found(folder: Path) -> Found:
 
 
 def _observed(folder: Path) -> list[tuple[Poisoning, PoisonEvidence]]:
-    """The finished ones with their evidence."""
+    """The finished ones with their evidence, those last that were told of last."""
     with reading(folder) as db:
-        rows = [(poisoning_from_json(made), evidence) for made, evidence in cells(db, "poisoning")]
-    return [(made, PoisonEvidence.from_bytes(evidence)) for made, evidence in rows if evidence]
+        seen = {made["key"]: evidence for made, evidence in cells(db, "poisoning") if evidence}
+        rows = [poisoning_from_json(made) for _, made in latest(db, "poisoning") if made["key"] in seen]
+    return [(made, PoisonEvidence.from_bytes(seen[made.key])) for made in rows]
 
 
 def conclusion(a: PoisonSide, b: PoisonSide, found: dict[str, Estimate | None]) -> str:

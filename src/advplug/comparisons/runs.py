@@ -188,6 +188,8 @@ def compare(a: Path, b: Path, named: bool = False) -> Compared:
 
 def _other_data(left: _Threat, right: _Threat, common: Array) -> str | None:
     """Why images of one position are not the same image."""
+    if any(t.evidence[0].right is not None for t in (left, right)):
+        return None  # The classes of a gallery are numbered anew for each set of images.
     labels = [t.evidence[0].y[_at(t, common)] for t in (left, right)]
     changed = int((labels[0] != labels[1]).sum())
     if not changed:

@@ -71,7 +71,8 @@ class DefenseCaps:
     image-text for what needs captions and a model of texts. `keeps_scores`: the scores it hands on are still the
     model's own, so that similarities can be read off them. `needs_data`: it learns from training images, whoever
     trained the model, and, where `modality` is image, from their labels, unless it is a wrap. `asks_many`: it asks
-    what is inside it several times an image, as a vote does.
+    what is inside it several times an image, as a vote does. `stand_ins`: where `gradient` is bpda, through how many
+    gradients it is attacked, which forecasts count.
     """
 
     stages: tuple[str, ...]
@@ -84,6 +85,7 @@ class DefenseCaps:
     keeps_scores: bool = True
     needs_data: bool = False
     asks_many: bool = False
+    stand_ins: int = 2
 
 
 @dataclass(frozen=True)

@@ -203,8 +203,9 @@ def _samples(defense: Bound, asked: int) -> int:
 
 
 def _stand_ins(victim: VictimPlan) -> int:
-    """What is attacked in the place of a defense without a gradient: the identity, and its own smooth likeness."""
-    return 2 if any(d.caps.gradient is Gradient.BPDA and not d.caps.asks_many for d in victim.defense) else 1
+    """Through how many gradients a stack is attacked; a vote's are counted with its draws."""
+    bpda = (d.caps for d in victim.defense if d.caps.gradient is Gradient.BPDA and not d.caps.asks_many)
+    return max((caps.stand_ins for caps in bpda), default=1)
 
 
 def _decided(victim: VictimPlan) -> int:

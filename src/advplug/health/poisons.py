@@ -124,5 +124,5 @@ def examined(look: Look) -> tuple[tuple[Flag, ...], Verdict]:
 
 
 def why_bound(defense: str) -> str:
-    """Why a verdict is an upper bound."""
+    """Why a verdict is an upper bound. Of an undefended model it can only be that a check lacked its evidence."""
     return "not checked: trigger-destroyed" if defense == "none" else "the poison was made without knowing the defense"

@@ -11,7 +11,7 @@ from typing import Any
 from advplug.contracts import DatasetInfo, PoisonCaps, VictimRef
 from advplug.health.poisons import Look, examined
 from advplug.judging import Refused, judge_poison
-from advplug.keys import SCHEMA, digest
+from advplug.keys import POISONINGS, SCHEMA, digest
 from advplug.matrix import Axes
 from advplug.parse import Reference
 from advplug.plans import Bound, VictimPlan, bind, bind_stack
@@ -31,7 +31,7 @@ class PoisonPlan:
     @cached_property
     def key(self) -> str:
         refused = {"refused": str(self.refused)} if self.refused else {}
-        return digest({"poisoning": self.victim.recipe, "n": self.limit, "schema": SCHEMA, **refused})
+        return digest({"poisoning": self.victim.recipe, "n": self.limit, "schema": [SCHEMA, POISONINGS], **refused})
 
     @property
     def attack(self) -> Bound:

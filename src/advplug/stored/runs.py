@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,10 @@ def read(folder: Path) -> RunResult:
         info = replace(info, names={text: name for run in runs for text, name in run.get("names", {}).items()})
         return RunResult(
             info,
-            tuple(cell_from_json(made) for made in _current(db)),
+            tuple(cell_from_json(made) for made in current(db)),
             tuple(threat_from_json(row) for row in shown(db, "threat").values()),
-            tuple(certificate_from_json(_last(made, certified)) for made in _current(db, "certificate")),
-            tuple(poisoning_from_json(_last(made, poisoned)) for made in _current(db, "poisoning")),
+            tuple(certificate_from_json(_last(made, certified)) for made in current(db, "certificate")),
+            tuple(poisoning_from_json(_last(made, poisoned)) for made in current(db, "poisoning")),
         )
 
 
@@ -53,7 +54,7 @@ def observed(folder: Path) -> list[tuple[Cell, Evidence]]:
     left out. Raises UsageError likewise."""
     with reading(folder) as db:
         seen = {made["key"]: evidence for made, evidence in cells(db) if evidence}
-        rows = [cell_from_json(made) for made in _current(db) if made["status"] == "ok" and made["key"] in seen]
+        rows = [cell_from_json(made) for made in current(db) if made["status"] == "ok" and made["key"] in seen]
     return [(cell, Evidence.from_bytes(seen[cell.key])) for cell in rows]
 
 
@@ -70,17 +71,16 @@ def _victim(provenance: dict[str, Any]) -> str:
 _NAMED = ("dataset", "model", "defense", "attack", "norm", "eps", "goal", "seed", "shape")
 
 
-def _current(db: sqlite3.Connection, kind: str = "cell") -> list[Any]:
+def current(db: sqlite3.Connection, kind: str = "cell") -> list[Any]:
     """What holds of stored cells, certificates or poisonings, in the order of their writing.
 
     A key also names the version of the code and the series of budgets, so that a folder may hold several results of
     one attack on one victim and the same images: that of the last run replaces the others. Of what failed or was
     refused nothing is known but its names: any later result of these replaces it.
     """
-    stored = {made["key"]: made for made, _ in cells(db, kind)}
-    kept: set[str] = set()
+    kept: list[tuple[int, Any]] = []
     names, whole = set(), set()
-    for made in (stored[key] for key in reversed(latest(db, kind))):
+    for place, made in reversed(latest(db, kind)):
         named = tuple(made.get(name, "") for name in _NAMED)
         told = made.get("provenance") or {}
         # Results from before images were named are each of their own.
@@ -88,10 +88,10 @@ def _current(db: sqlite3.Connection, kind: str = "cell") -> list[Any]:
         of = (*named, _victim(told), images)
         if (named in names) if made["status"] != "ok" else (of in whole):
             continue
-        kept.add(made["key"])
+        kept.append((place, made))
         names.add(named)
         whole.add(of)
-    return [made for key, made in stored.items() if key in kept]
+    return [made for _, made in sorted(kept, key=itemgetter(0))]
 
 
 def apart(evidence: Evidence, row: ThreatRow) -> float:

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 
 from advplug.contracts import DefenseCaps, Gradient, Spec
 
-_STAND_IN = DefenseCaps(("wrap",), Gradient.BPDA)
+_STAND_IN = DefenseCaps(("wrap",), Gradient.BPDA, stand_ins=1)
+_THREE_STAND_INS = DefenseCaps(("wrap",), Gradient.BPDA, stand_ins=3)
 _RANDOM = DefenseCaps(("wrap",), stochastic=True)
-_RANDOM_STAND_IN = DefenseCaps(("wrap",), Gradient.BPDA, stochastic=True)
-_SCORES = DefenseCaps(("wrap",), Gradient.BPDA, keeps_scores=False)
-_RANDOM_SCORES = DefenseCaps(("wrap",), Gradient.BPDA, stochastic=True, keeps_scores=False)
-_REJECTING = DefenseCaps(("wrap",), Gradient.BPDA, rejects=True, keeps_scores=False)
+_RANDOM_STAND_IN = DefenseCaps(("wrap",), Gradient.BPDA, stochastic=True, stand_ins=1)
+_SCORES = DefenseCaps(("wrap",), Gradient.BPDA, keeps_scores=False, stand_ins=1)
+_RANDOM_SCORES = DefenseCaps(("wrap",), Gradient.BPDA, stochastic=True, keeps_scores=False, stand_ins=1)
+_REJECTING = DefenseCaps(("wrap",), Gradient.BPDA, rejects=True, keeps_scores=False, stand_ins=1)
 
 _SQUEEZING = "Xu et al. 2017, arXiv 1704.01155"
 _STEALING = "Tramer et al. 2016, arXiv 1609.02943"
@@ -42,7 +43,7 @@ _ROWS = (
     (
         "art.spatial-smoothing",
         "spatial_smoothing",
-        _STAND_IN,
+        _THREE_STAND_INS,
         "Replaces every pixel by the median around it",
         f"{_SQUEEZING}, section III-B",
     ),
