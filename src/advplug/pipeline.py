@@ -258,8 +258,8 @@ def _attack_chunk(offence: _Offence, chunk: _Chunk) -> dict[Fraction, _AtBudget]
             x_adv, success = fresh, judged
         told = dict(_copied(trace))
         if "black_box" in told:
-            struck = todo.numpy()
-            searched[struck] = np.where(told["black_box"][struck], number, 0)
+            now = todo.numpy()
+            searched[now] = np.where(told["black_box"][now], number, 0)
             told["black_box"] = searched.copy()
         results[eps] = _AtBudget(x_adv, success, told, violations, worst)
         offence.progress(len(batch))

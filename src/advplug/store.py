@@ -205,7 +205,7 @@ class Store:
         rows += [(_POISONING, r.key, r) for r in result.poisonings]
         rows += [("run", digest({"command": result.run.command}), result.run)]
         values = [(kind, key, json.dumps(asdict(row), allow_nan=False)) for kind, key, row in rows]
-        told = [(made.key,) for made in (*result.cells, *result.certificates, *result.poisonings)]
+        told = [(made.key,) for made in result.done]
         with self._transaction():
             self._db.executemany("INSERT OR REPLACE INTO shown (kind, key, row) VALUES (?, ?, ?)", values)
             # Of results of one name those count that the last run told of, whenever they were computed.
