@@ -72,7 +72,7 @@ class DefenseCaps:
     model's own, so that similarities can be read off them. `needs_data`: it learns from training images, whoever
     trained the model, and, where `modality` is image, from their labels, unless it is a wrap. `asks_many`: it asks
     what is inside it several times an image, as a vote does. `stand_ins`: where `gradient` is bpda, through how many
-    gradients it is attacked, which forecasts count.
+    gradients it is attacked; forecasts count 2 where it is not told.
     """
 
     stages: tuple[str, ...]
@@ -85,7 +85,7 @@ class DefenseCaps:
     keeps_scores: bool = True
     needs_data: bool = False
     asks_many: bool = False
-    stand_ins: int = 2
+    stand_ins: int | None = None
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ AUDIT_IMAGES, AUDIT_PASSES = 64, 200
 """Images of the quick audit, and the most that it sends each of them forward and backward."""
 DECISIONS = 10
 """Fresh decisions that an image is given by a randomised victim."""
-DRAWS, VOTES, CERTIFIED = 20, 4, 1100
-"""What is counted for a defense whose parameters do not say how often it asks the model."""
+DRAWS, VOTES, CERTIFIED, STAND_INS = 20, 4, 1100, 2
+"""What is counted for a defense that does not say how often it asks the model."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def _samples(defense: Bound, asked: int) -> int:
 def _stand_ins(victim: VictimPlan) -> int:
     """Through how many gradients a stack is attacked; a vote's are counted with its draws."""
     bpda = (d.caps for d in victim.defense if d.caps.gradient is Gradient.BPDA and not d.caps.asks_many)
-    return max((caps.stand_ins for caps in bpda), default=1)
+    return max((caps.stand_ins or STAND_INS for caps in bpda), default=1)
 
 
 def _decided(victim: VictimPlan) -> int:
