@@ -130,6 +130,10 @@ def test_the_commands_shown_work(line: str, tmp_path: Path, finished: Callable[[
     if "ADVPLUG_DATA" not in os.environ and ("$ADVPLUG_DATA" in line or _reads_data(line)):
         pytest.skip("ADVPLUG_DATA names no folder with data")
     arguments = shlex.split(os.path.expandvars(line))[1:]
+    for root in re.findall(r"imagenet:(photos/\w+)", line):
+        for name in ("n01440764", "n02102040"):
+            (tmp_path / root / name).mkdir(parents=True)
+            (tmp_path / root / name / "0.jpg").write_bytes(b"no image, and nobody looks at it")
     if arguments[0] == "compare":
         for folder in arguments[1:3]:
             shutil.copytree(finished("compare"), tmp_path / folder)

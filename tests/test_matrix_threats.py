@@ -243,7 +243,7 @@ def test_keys_are_those_of_what_was_stored_before():
     fixed = replace(sweep, attack=attack, static=True, needs={"from": replace(sweep.victim, seed=4)})
     eps = Fraction(4, 255)
     keys = [key[:16] for key in (fixed.key, fixed.cell_key(eps), fixed.threat_key(eps))]
-    assert (SCHEMA, CELLS, keys) == (1, 2, ["9a60f7d4d01ff237", "86f520ebe72c788e", "d17c20a1df402379"])
+    assert (SCHEMA, CELLS, keys) == (1, 3, ["71d928430eff8905", "32cd32fa753a3931", "d17c20a1df402379"])
 
 
 def test_cells_in_which_answers_are_drawn_have_a_version_of_their_own(monkeypatch):

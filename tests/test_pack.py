@@ -436,7 +436,8 @@ def test_the_page_can_be_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert ran.out.count("answered") == 2
     (code,) = re.findall(r"^```python\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
     told: dict[str, Any] = {}
-    exec(code, told)
+    assert "(5, 1, 32, 32)" in code, "the size of the usual digits"
+    exec(code.replace("32, 32", "8, 8"), told)
     assert told["probabilities"].shape == (5, 4)
 
 

@@ -41,6 +41,7 @@ CREATE TABLE IF NOT EXISTS shown (
     PRIMARY KEY (kind, key));
 CREATE TABLE IF NOT EXISTS sample (key TEXT PRIMARY KEY, sample BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS named (dataset TEXT PRIMARY KEY, classes TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS told (key TEXT PRIMARY KEY, at TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 _NOW = "strftime('%Y-%m-%d %H:%M:%f', 'now')"
@@ -209,7 +210,7 @@ class Store:
         with self._transaction():
             self._db.executemany("INSERT OR REPLACE INTO shown (kind, key, row) VALUES (?, ?, ?)", values)
             # Of results of one name those count that the last run told of, whenever they were computed.
-            self._db.executemany(f"UPDATE cell SET finished={_NOW} WHERE key=?", told)  # noqa: S608
+            self._db.executemany(f"INSERT OR REPLACE INTO told (key, at) VALUES (?, {_NOW})", told)  # noqa: S608
 
     def put_audits(self, audits: Mapping[str, bytes]) -> None:
         """Writes all of them or none: an audit counts as done, so what it found of the victim has to be there too."""
@@ -293,8 +294,11 @@ def latest(db: sqlite3.Connection, kind: str = "cell") -> list[tuple[int, Any]]:
     """All stored cells, certificates or poisonings as JSON, each with its place in the order of writing; at the end
     those that were told of last."""
     where, named = _of_kind(kind)
-    query = f"SELECT rowid, cell FROM cell WHERE {where} ORDER BY finished, rowid"  # noqa: S608
-    return [(place, json.loads(cell)) for place, cell in _select(db, "cell", query, named)]
+    query = f"SELECT rowid, key, cell, finished FROM cell WHERE {where} ORDER BY rowid"  # noqa: S608
+    rows = _select(db, "cell", query, named)
+    at = dict(_select(db, "told", "SELECT key, at FROM told"))
+    rows.sort(key=lambda row: max(row[3], at.get(row[1], "")))
+    return [(place, json.loads(cell)) for place, _, cell, _ in rows]
 
 
 def _of_kind(kind: str) -> tuple[str, tuple[str, ...]]:

@@ -50,7 +50,7 @@ class Active(TorchFunctionMode):
 def drop(inner: Callable[[Tensor], Tensor], x: Tensor, rate: float | None, rng: torch.Generator) -> Tensor:
     """`inner(x)` with its dropout on, drawn from `rng`; the global generators stay as they are."""
     seed = int(torch.randint(2**62, (), generator=rng, device=rng.device))
-    with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
+    with _without_draws(x):
         torch.manual_seed(seed)
         with _eager(), Active(rate):
             return inner(x)
@@ -90,6 +90,16 @@ def place(model: nn.Module, x: Tensor, names: Sequence[str], rate: float) -> tup
     `x` (B, C, H, W) is passed to see what is called. Returns the names of the layers and how many calls of dropout a
     pass has then. Raises UsageError where a layer is unknown or never called, or none can be found.
     """
+    with _without_draws(x):
+        return _placed(model, x, names, rate)
+
+
+def _without_draws(x: Tensor) -> AbstractContextManager[Any]:
+    """The global generators are afterwards as they were."""
+    return torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else [])
+
+
+def _placed(model: nn.Module, x: Tensor, names: Sequence[str], rate: float) -> tuple[tuple[str, ...], int]:
     with torch.no_grad():
         model(x)  # What is computed once and kept, such as features of texts, is no part of an answer.
     with _called(model) as called, Active() as found, torch.no_grad():
