@@ -177,9 +177,16 @@ def test_no_attack_takes_more_than_the_most(attack: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "attack", ["pgd:steps=5", "autoattack:steps=5", "eot-pgd:steps=5,draws=20", "square:queries=100"]
+    ("attack", "defense"),
+    [
+        ("pgd:steps=5", "noise-vote:votes=2,draws=3"),
+        ("autoattack:steps=3", "noise-vote:votes=2,draws=20"),
+        ("eot-pgd:steps=5,draws=20", "noise-vote:votes=2,draws=20"),
+        ("eot-pgd:steps=5,draws=20", "dropout:draws=6"),
+        ("square:queries=100", "noise-vote:votes=2,draws=20"),
+        ("square:queries=100", "dropout:draws=6"),
+    ],
 )
-@pytest.mark.parametrize("defense", ["noise-vote:votes=2,draws=20", "noise-vote:votes=2,draws=3", "dropout:draws=6"])
 def test_no_attack_on_a_randomised_victim_takes_more_than_the_most(attack: str, defense: str) -> None:
     """A pass through a vote is one of several copies, however many an attack draws by itself."""
     request = Request((CNN,), (attack,), (defense,), baseline=False, datasets=(TINY,), audit="none", output=None)

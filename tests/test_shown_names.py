@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from advplug.studies.shown_names import called, names_of, renamed, shared, spelled_out
-from cli_tools import CNN, TINY
-from conftest import advplug
+from cli_tools import CNN, TINY, run
 
 NAMES = names_of({"strong": "pgd:steps=3,eps=1/10", "small": TINY, "squash": "jpeg:quality=50", "net": CNN})
 
@@ -55,46 +54,48 @@ def test_names_of_two_runs_that_mean_the_same() -> None:
     assert shared(ours, theirs) == {"jpeg": "squash", "prune": "thin", "cnn:epochs=1": "net"}
 
 
-def test_a_run_with_names(tmp_path: Path) -> None:
+def test_a_run_with_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     matrix = {
         "variants": {"small": TINY, "net": CNN, "squash": "jpeg:quality=50", "strong": "pgd:steps=3"},
         "datasets": "small", "models": "net", "defenses": ["squash"], "attacks": ["fgsm", "strong"], "eps": "1/10",
         "n": 16, "audit": "none",
     }  # fmt: skip
     (tmp_path / "m.yaml").write_text(json.dumps(matrix))
-    ran = advplug("run", "m.yaml", "-o", "out", "-q", cwd=tmp_path)
-    assert ran.returncode == 0, ran.stderr
-    assert "strong" in ran.stdout
-    assert "squash" in ran.stdout
-    assert "pgd:steps=3" not in ran.stdout
-    result = json.loads(advplug("run", "m.yaml", "-o", "out", "-q", "--json", cwd=tmp_path).stdout)
+    ran = run("run", "m.yaml", "-o", "out", "-q")
+    assert ran.code == 0, ran.err
+    assert "strong" in ran.out
+    assert "squash" in ran.out
+    assert "pgd:steps=3" not in ran.out
+    result = json.loads(run("run", "m.yaml", "-o", "out", "-q", "--json").out)
     assert {c["attack"] for c in result["cells"]} == {"fgsm", "pgd:steps=3"}
     assert result["run"]["names"]["jpeg:quality=50"] == "squash"
-    table = advplug("export", "out", "-f", "md", cwd=tmp_path).stdout
+    table = run("export", "out", "-f", "md").out
     assert "squash" in table
     assert "jpeg:quality" not in table
-    assert "jpeg:quality=50" in advplug("export", "out", "-f", "csv", cwd=tmp_path).stdout
+    assert "jpeg:quality=50" in run("export", "out", "-f", "csv").out
     for command in (("run", "m.yaml", "-o", "out", "--dry-run"), ("status", "out")):
-        shown, told = (advplug(*command, *more, cwd=tmp_path).stdout for more in ((), ("--json",)))
+        shown, told = (run(*command, *more).out for more in ((), ("--json",)))
         assert " squash " in shown
         assert "jpeg:quality" not in shown
         assert "fake:" not in shown
         assert {c["defense"] for c in json.loads(told)["cells"]} == {"none", "jpeg:quality=50"}
-    made = advplug("report", "out", "--explain", cwd=tmp_path)
-    assert made.returncode == 0, made.stderr
+    made = run("report", "out", "--explain")
+    assert made.code == 0, made.err
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Names of the matrix file" in page
     assert ">strong<" in page
     assert "not explained" not in page
     for kind in ("heatmap", "sweep"):
-        drawn = advplug("plot", "out", "-k", kind, "-o", f"{kind}.svg", cwd=tmp_path)
-        assert drawn.returncode == (0 if kind == "heatmap" else 2), drawn.stderr
+        drawn = run("plot", "out", "-k", kind, "-o", f"{kind}.svg")
+        assert drawn.code == (0 if kind == "heatmap" else 2), drawn.err
     assert "squash" in (tmp_path / "heatmap.svg").read_text()
 
 
-def test_renaming_is_undone(tmp_path: Path) -> None:
-    advplug("eval", "-m", CNN, "-d", "jpeg:quality=50", "-a", "fgsm", "--dataset", TINY, "-n", "8", "--audit", "none",
-            "-o", "out", "-q", cwd=tmp_path)  # fmt: skip
+def test_renaming_is_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run("eval", "-m", CNN, "-d", "jpeg:quality=50", "-a", "fgsm", "--dataset", TINY, "-n", "8", "--audit", "none",
+        "-o", "out", "-q")  # fmt: skip
     from dataclasses import replace
 
     from advplug.stored.runs import read
