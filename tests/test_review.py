@@ -340,6 +340,18 @@ def test_a_module_of_the_same_name_elsewhere_is_another(tmp_path, monkeypatch):
         assert build("net_of_a_project:make", INFO).bias.item() == bias
 
 
+def test_an_installed_package_stays_imported():
+    """Others use it, and importing it twice may fail."""
+    from advplug.builtin.usercode import build
+    from advplug.vision import import_torchvision
+
+    torchvision = import_torchvision()
+    before = sys.modules["torchvision.models"]
+    assert build("torchvision.models:squeezenet1_1", INFO) is not None
+    assert sys.modules["torchvision.models"] is before
+    assert sys.modules["torchvision"] is torchvision
+
+
 def test_a_large_package_is_read_once(tmp_path, monkeypatch):
     from advplug.builtin import usercode
 

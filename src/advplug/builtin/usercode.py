@@ -48,12 +48,16 @@ def _files(module: str) -> list[Path]:
     top, last = specs[0], specs[-1]
     folders = [Path(folder) for folder in top.submodule_search_locations or []]
     files = [Path(spec.origin) for spec in (top, last) if spec.origin]
-    if any({"site-packages", "dist-packages"} & set(file.parts) for file in files):
+    if any(map(_installed, files)):
         # An installed package may be large, and goes with what it needs by the module alone.
         own = [file for folder in last.submodule_search_locations or [] for file in Path(folder).rglob("*.py")]
         return sorted(set(own) | _with_neighbours(files[-1:], None))
     files += [file for folder in folders for file in folder.rglob("*.py")]
     return sorted(_with_neighbours(files, folders[0].parent if folders else None))
+
+
+def _installed(file: Path) -> bool:
+    return bool({"site-packages", "dist-packages"} & set(file.parts))
 
 
 def _with_neighbours(files: list[Path], base: Path | None) -> set[Path]:
@@ -88,8 +92,11 @@ _IMPORTED: dict[str, str] = {}
 
 def _imported(name: str) -> Any:
     """The module, imported anew where its code, or that of what it imports, has changed since it was imported, here
-    or by the user, or where another module of that name was."""
-    digest, files = source_digest(name), {str(file) for file in _files(name)}
+    or by the user, or where another module of that name was. Installed packages stay as they are."""
+    found = _files(name)
+    if any(map(_installed, found)):
+        return importlib.import_module(name)
+    digest, files = source_digest(name), set(map(str, found))
     top = name.partition(".")[0]
     held = {n: m for n, m in sys.modules.items() if n != "__main__" and n.partition(".")[0] != "advplug"}
     ours = {n: m for n, m in held.items() if getattr(m, "__file__", None) in files}
