@@ -161,6 +161,9 @@ def test_the_text_shows_baseline_and_defense_side_by_side() -> None:
     assert [line.split()[0] for line in ran.out.splitlines() if " fgsm " in line][:2] == ["none", PRUNE]
     assert ran.err == "kept in out: the same command again computes only what is missing\n"
     assert run("eval", "--dataset", TWO, "-m", CNN, "-a", "fgsm", "-q", "-o", "out").err == ""
+    again = run("eval", "--dataset", TWO, "-m", CNN, "-a", "fgsm", "-d", PRUNE, "-o", "out")
+    assert again.err == "kept in out: nothing was computed, all was there; --fresh computes it anew\n"
+    assert again.out == ran.out
 
 
 def test_json_is_all_there_is_on_standard_output() -> None:
