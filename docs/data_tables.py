@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 from advplug.contracts import DatasetInfo, MetricCaps
 from advplug.errors import UsageError
 from advplug.parse import parse_reference
 from advplug.registry import Entry, Registry
+from study_pages import table
 
 ARCHITECTURE = "torchvision's architecture, built for the dataset and trained on it"
 
@@ -16,7 +16,7 @@ ARCHITECTURE = "torchvision's architecture, built for the dataset and trained on
 def datasets_markdown(known: Registry) -> str:
     """Each dataset with the images, the usual evaluation and the budgets of its default parameters."""
     head = ("dataset", "from", "what it is", "image", "classes", "evaluated unless `-n` says", "customary budgets")
-    return _table(head, (_dataset(e) for e in known.entries("dataset")))
+    return table(head, (_dataset(e) for e in known.entries("dataset")))
 
 
 def _dataset(entry: Entry) -> list[str]:
@@ -38,7 +38,7 @@ def models_markdown(known: Registry) -> str:
     named = len(list(known.entries("model"))) - len(entries)
     rows = [[f"`{e.name}`", e.source.distribution, e.spec.summary] for e in entries]
     rows.append([f"`resnet18`, `vit_b_16` and {named - 2} more", "advplug", ARCHITECTURE])
-    return _table(("model", "from", "what it is"), rows)
+    return table(("model", "from", "what it is"), rows)
 
 
 def metrics_markdown(known: Registry) -> str:
@@ -49,9 +49,4 @@ def metrics_markdown(known: Registry) -> str:
         assert isinstance(caps, MetricCaps)
         values = ", ".join(f"`{name}`" for name in caps.values)
         rows.append([f"`{entry.name}`", entry.source.distribution, entry.spec.summary, values])
-    return _table(("metric", "from", "what it is", "values"), rows)
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
-    return "\n".join(lines)
+    return table(("metric", "from", "what it is", "values"), rows)

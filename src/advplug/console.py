@@ -123,10 +123,7 @@ def show(result: RunResult, as_json: bool, quiet: bool) -> None:
 def _print(result: RunResult, as_json: bool, quiet: bool, render: Callable[[RunResult], str]) -> None:
     click.echo(json.dumps(result.to_json(), indent=2, allow_nan=False) if as_json else render(renamed(result)))
     if not quiet and not as_json and result.run.output:
-        again = same_command(result.run.command)
-        stored = not result.run.passes and all(made.status == "ok" for made in result.done)
-        what = "nothing was computed, all was there; --fresh computes it anew"
-        click.echo(
-            f"kept in {result.run.output}: {what if stored else f'{again} again computes only what is missing'}",
-            err=True,
-        )
+        next_time = f"{same_command(result.run.command)} again computes only what is missing"
+        if not result.run.passes and all(made.status == "ok" for made in result.done):
+            next_time = "nothing was computed, all was there; --fresh computes it anew"
+        click.echo(f"kept in {result.run.output}: {next_time}", err=True)

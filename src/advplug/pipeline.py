@@ -17,6 +17,7 @@ from torch import Tensor
 
 from advplug.allocator import release_freed_memory
 from advplug.attacks.cascade import transferable
+from advplug.ball import columns
 from advplug.build import Built
 from advplug.contracts import (
     Ball,
@@ -234,9 +235,9 @@ def _attack_chunk(offence: _Offence, chunk: _Chunk) -> dict[Fraction, _AtBudget]
     trace: dict[str, Array] = {}
     results, started = {}, None
     searched: Array = np.zeros(len(batch), dtype=np.int16)
+    settled = draws == 1 and not chunk.minimises
     for number, eps in enumerate(sweep.budgets, 1):
-        solved = draws == 1 and offence.carries and not chunk.minimises
-        carried = success.all(axis=1) if solved else np.zeros(len(batch), dtype=bool)
+        carried = success.all(axis=1) if settled and offence.carries else np.zeros(len(batch), dtype=bool)
         todo = torch.from_numpy(chunk.todo & ~carried)
         violations, worst = 0, 0.0
         if todo.any():
@@ -247,15 +248,13 @@ def _attack_chunk(offence: _Offence, chunk: _Chunk) -> dict[Fraction, _AtBudget]
             struck = offence.strike(part, threat, chunk.rows.start, offence.timing[eps])
             violations, worst = struck.violations, struck.worst
             _merge(trace, struck.trace, todo.numpy())
-            started = x_adv.clone()
-            started[todo] = struck.x
-            fresh, judged = started.clone(), success.copy()
-            judged[todo.numpy()] = struck.success
-            if draws == 1 and offence.judge is not offence.attacked and not chunk.minimises:
-                lost = success[:, 0] & ~judged[:, 0]
-                there = torch.from_numpy(lost)
-                fresh[there], judged[lost] = x_adv[there], True
-            x_adv, success = fresh, judged
+            started, judged = x_adv.clone(), success.copy()
+            started[todo], judged[todo.numpy()] = struck.x, struck.success
+            if settled and offence.judge is not offence.attacked:
+                lost = torch.from_numpy(success[:, 0] & ~judged[:, 0]).to(x_adv.device)
+                x_adv, success = torch.where(columns(lost, x_adv), x_adv, started), success | judged
+            else:
+                x_adv, success = started, judged
         told = dict(_copied(trace))
         if "black_box" in told:
             now = todo.numpy()

@@ -283,11 +283,18 @@ def classes(db: sqlite3.Connection) -> dict[str, tuple[str, ...]]:
     return {name: tuple(json.loads(made)) for name, made in _select(db, "named", "SELECT dataset, classes FROM named")}
 
 
-def cells(db: sqlite3.Connection, kind: str = "cell") -> Iterator[tuple[Any, bytes | None]]:
-    """All stored cells, certificates or poisonings as JSON, with their evidence, in the order of their writing."""
+def cells(db: sqlite3.Connection, kind: str = "cell") -> list[Any]:
+    """All stored cells, certificates or poisonings as JSON, in the order of their writing."""
     where, named = _of_kind(kind)
-    for cell, evidence in _select(db, "cell", f"SELECT cell, evidence FROM cell WHERE {where} ORDER BY rowid", named):  # noqa: S608
-        yield json.loads(cell), evidence
+    rows = _select(db, "cell", f"SELECT cell FROM cell WHERE {where} ORDER BY rowid", named)  # noqa: S608
+    return [json.loads(cell) for (cell,) in rows]
+
+
+def evidences(db: sqlite3.Connection, kind: str = "cell") -> dict[str, bytes]:
+    """What was observed, by key, where something was."""
+    where, named = _of_kind(kind)
+    query = f"SELECT key, evidence FROM cell WHERE {where} AND evidence IS NOT NULL"  # noqa: S608
+    return dict(_select(db, "cell", query, named))
 
 
 def latest(db: sqlite3.Connection, kind: str = "cell") -> list[tuple[int, Any]]:

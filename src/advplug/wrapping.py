@@ -135,7 +135,7 @@ class AsModule(nn.Module):
         return total - math.log(self.draws)
 
     def _count_backward(self, gradient: Tensor) -> None:
-        self._victim.passes.backward += len(gradient) * (self._victim.draws if self._victim.stochastic else 1)
+        self._victim.passes.backward += len(gradient) * self.draws
 
 
 Call = Callable[[AsModule, Batch, Threat], Tensor]

@@ -28,8 +28,12 @@ def source_digest(module: str) -> str:
     The current folder comes before Python's own path. A package counts with all its Python files, and so do the
     modules beside it that it imports, and those that they import. Raises UsageError where there is no such module.
     """
+    return _digest(_files(module))
+
+
+def _digest(files: list[Path]) -> str:
     state = hashlib.sha256()
-    for file in _files(module):
+    for file in files:
         state.update(file.name.encode() + b"\0" + file.read_bytes())
     return state.hexdigest()
 
@@ -96,7 +100,7 @@ def _imported(name: str) -> Any:
     found = _files(name)
     if any(map(_installed, found)):
         return importlib.import_module(name)
-    digest, files = source_digest(name), set(map(str, found))
+    digest, files = _digest(found), set(map(str, found))
     top = name.partition(".")[0]
     held = {n: m for n, m in sys.modules.items() if n != "__main__" and n.partition(".")[0] != "advplug"}
     ours = {n: m for n, m in held.items() if getattr(m, "__file__", None) in files}

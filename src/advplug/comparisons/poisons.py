@@ -9,7 +9,7 @@ from pathlib import Path
 from advplug.estimate import Estimate
 from advplug.poisons.evidence import PoisonEvidence, differences, measured
 from advplug.results import Poisoning, poisoning_from_json
-from advplug.store import cells, latest, reading
+from advplug.store import evidences, latest, reading
 from advplug.stored.runs import read, victim_of
 from advplug.studies.shown_names import renamed_row
 
@@ -112,7 +112,7 @@ def _found(folder: Path) -> Found:
 def _observed(folder: Path) -> list[tuple[Poisoning, PoisonEvidence]]:
     """The finished ones with their evidence, those last that were told of last."""
     with reading(folder) as db:
-        seen = {made["key"]: evidence for made, evidence in cells(db, "poisoning") if evidence}
+        seen = evidences(db, "poisoning")
         rows = [poisoning_from_json(made) for _, made in latest(db, "poisoning") if made["key"] in seen]
     return [(made, PoisonEvidence.from_bytes(seen[made.key])) for made in rows]
 

@@ -14,7 +14,7 @@ from typing import Any
 from advplug.builtin.randomised import DECISIONS as VOTES_TAKEN
 from advplug.builtin.randomised import together
 from advplug.certificates import CertificatePlan
-from advplug.contracts import Access, AttackCaps, DatasetInfo, Gradient, Minimise, Targeted
+from advplug.contracts import Access, AttackCaps, DatasetInfo, DefenseCaps, Gradient, Minimise, Targeted
 from advplug.matrix import Sweep
 from advplug.perturbations import LP
 from advplug.plans import Bound, VictimPlan
@@ -190,7 +190,7 @@ def _leaves(attack: Bound) -> bool:
 
 def _draws(victim: VictimPlan, asked: int = 1) -> int:
     """Samples that make one gradient where the attack draws `asked` times by itself. A vote draws several copies at
-    once, and is attacked through two stand-ins."""
+    once, through each of its stand-ins."""
     return max((_samples(d, asked) for d in victim.defense if d.caps.stochastic), default=asked)
 
 
@@ -199,13 +199,17 @@ def _samples(defense: Bound, asked: int) -> int:
     if not defense.caps.asks_many:
         return max(asked, own)
     copies = together(own)
-    return 2 * copies * max(asked, math.ceil(own / copies))
+    return _gradients(defense.caps) * copies * max(asked, math.ceil(own / copies))
 
 
 def _stand_ins(victim: VictimPlan) -> int:
     """Through how many gradients a stack is attacked; a vote's are counted with its draws."""
     bpda = (d.caps for d in victim.defense if d.caps.gradient is Gradient.BPDA and not d.caps.asks_many)
-    return max((caps.stand_ins or STAND_INS for caps in bpda), default=1)
+    return max(map(_gradients, bpda), default=1)
+
+
+def _gradients(caps: DefenseCaps) -> int:
+    return caps.stand_ins or STAND_INS
 
 
 def _decided(victim: VictimPlan) -> int:

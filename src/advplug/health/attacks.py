@@ -86,15 +86,15 @@ def black_box_beats_white_box(group: Group) -> Outcome:
     # What may be left to the search of a cascade, since no gradient was tried on it since.
     left = np.zeros(len(white), dtype=bool)
     for f in (f for f in group.iterative if f.evidence.black_box is not None):
-        at = np.asarray(f.evidence.black_box, dtype=int)[np.asarray(f.evidence.black_box, dtype=bool) & ~white]
+        at = np.asarray(f.evidence.black_box, dtype=int)
         # Of a series, what one budget left to it: at larger ones no gradient was tried on these images.
-        late = int(np.bincount(at).max(initial=0))
+        late = int(np.bincount(at[(at > 0) & ~white]).max(initial=0))
         found_rate = rate(late, int(f.evidence.attacked.sum()))
         if late >= MIN_IMAGES and found_rate is not None and (found_rate.low or 0.0) > LEFT_TO_SEARCH:
             detail = f"random search breaks {late} of {found_rate.n} images that no gradient of {f.attack} broke"
             return Outcome("tripped", detail)
         evident |= _asked_enough(f)
-        left = left | np.asarray(f.evidence.black_box, dtype=bool)
+        left |= at > 0
     for f in (f for f in group.findings if not f.gradient and f.strength > Strength.FLOOR):
         found = inversion(broken([f], np.arange(f.evidence.n)) & ~left, white, f"{f.attack} beats the gradient attacks")
         if found.state == "tripped":

@@ -22,7 +22,7 @@ from advplug.results import (
     run_from_json,
     threat_from_json,
 )
-from advplug.store import cells, classes, latest, reading, samples, shown
+from advplug.store import classes, evidences, latest, reading, samples, shown
 from advplug.stored.samples import PoisonSample, Sample
 from advplug.training.launch import TRAINED_BY
 from advplug.versions import versions
@@ -53,7 +53,7 @@ def observed(folder: Path) -> list[tuple[Cell, Evidence]]:
     """The finished cells that have evidence, with it, in the order of their writing, those that a later one replaced
     left out. Raises UsageError likewise."""
     with reading(folder) as db:
-        seen = {made["key"]: evidence for made, evidence in cells(db) if evidence}
+        seen = evidences(db)
         rows = [cell_from_json(made) for made in current(db) if made["status"] == "ok" and made["key"] in seen]
     return [(cell, Evidence.from_bytes(seen[cell.key])) for cell in rows]
 

@@ -65,7 +65,7 @@ def status(folder: Path) -> Status:
 
 def _stored(folder: Path) -> dict[str, dict[str, Any]]:
     with reading(folder) as db:
-        return {made["key"]: made for kind in ("cell", "certificate", "poisoning") for made, _ in cells(db, kind)}
+        return {made["key"]: made for kind in ("cell", "certificate", "poisoning") for made in cells(db, kind)}
 
 
 def _state(status: str) -> str:
