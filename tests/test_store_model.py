@@ -199,7 +199,8 @@ class Runs(RuleBasedStateMachine):
         with reading(self.folder) as db:
             for kind in KEYS:
                 rows = self.model.of(kind)
-                found = [(c["key"], evidence) for c, evidence in stored.cells(db, kind)]
+                seen = stored.evidences(db, kind)
+                found = [(c["key"], seen.get(c["key"])) for c in stored.cells(db, kind)]
                 assert found == [(key, row.evidence) for key, row in rows.items()]
                 expected = {k: v for k, v in self.model.samples.items() if k in rows}
                 assert dict(stored.samples(db, kind)) == expected
